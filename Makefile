@@ -1,0 +1,63 @@
+# `make` shows what there is. Works with GNU make 3.81 (macOS) and newer; needs Python 3.11 or newer, nothing else.
+
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := server,embedded,dev
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo test check format bench constraints clean
+
+help: ## Show this
+	@echo "Mailkeep: durable outbound mail. Begin with: make demo"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(BIN)/.ready ## Install everything into .venv (the others do it when needed)
+	@echo "Ready: $(BIN)/mailkeep --help"
+
+run: $(BIN)/.ready ## Run Mailkeep with embedded servers and example mails, until Ctrl-C
+	@$(BIN)/mailkeep dev --examples
+
+demo: $(BIN)/.ready ## The same, ending after the examples
+	@$(BIN)/mailkeep dev --examples --once
+
+test: $(BIN)/.ready ## Run the tests
+	$(BIN)/pytest -n auto
+
+check: $(BIN)/.ready ## Run what CI runs: format, lint, layers, types, tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: $(BIN)/.ready ## Format the code and mend what the linter can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(BIN)/.ready ## Measure throughput and latency on this machine
+	$(BIN)/python -m bench
+
+constraints: ## Renew constraints.txt (needs uv): names and versions, no hosts
+	@echo "# Versions that were tested together, on Python 3.11 to 3.14; \`make constraints\` renews them." > constraints.new
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header -q \
+		| sed -e "/ == 'win32'/d" -e "/ == 'emscripten'/d" -e 's/ ;.*//' >> constraints.new
+	mv constraints.new constraints.txt
+
+clean: ## Remove .venv and caches; mail data is kept
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+
+$(BIN)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "Mailkeep needs Python 3.11 or newer; name yours: make setup PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into .venv ..."
+	@if command -v uv >/dev/null; then \
+		uv venv -q --allow-existing --python $(PYTHON) .venv && \
+		uv pip install -q --python $(BIN)/python -e '.[$(EXTRAS)]' -c constraints.txt; \
+	else \
+		$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+			{ echo "Python's venv is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
+		$(PYTHON) -m venv .venv && \
+		$(BIN)/python -m pip install -q -e '.[$(EXTRAS)]' -c constraints.txt; \
+	fi
+	@touch $@

@@ -1,0 +1,1 @@
+"""Mailkeep: a durable outbound mail service."""

@@ -1,0 +1,5 @@
+"""`python -m mailkeep`: the same as `mailkeep`."""
+
+from mailkeep.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""The command line: one file a verb, each a few lines over the rooms below.
+
+A verb's file imports typer and the standard library at its top, everything else inside its function, so that `mailkeep
+--help` and shell completion answer at once; a test holds that. Results go to standard output, faults to standard error
+as one line with what, where and what to do. Exit codes stand in `mailkeep.cli.output`.
+"""
+
+from typing import Annotated
+
+import typer
+
+from mailkeep.cli import queue, sinkhole, templates
+from mailkeep.cli.config import config
+from mailkeep.cli.dev import dev
+from mailkeep.cli.healthcheck import healthcheck
+from mailkeep.cli.migrate import migrate
+from mailkeep.cli.send import send
+from mailkeep.cli.serve import serve
+from mailkeep.version import __version__
+
+HELP = """Durable outbound mail: what Mailkeep accepts is never lost, and it is sent exactly as promised."""
+
+EXAMPLES = """\b
+Examples:
+  mailkeep dev --examples         try it: everything embedded, no mail leaves this machine
+  mailkeep config                 what is configured, and from where
+  mailkeep serve --processes 4    the service
+\b
+Exit codes: 0 done, 1 failed, 2 wrong usage, 69 a server is away, 78 bad configuration.
+"""
+
+app = typer.Typer(
+    help=HELP, epilog=EXAMPLES, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+app.command(short_help="Run the service.")(serve)
+app.command(short_help="Try it: everything embedded, in one command.")(dev)
+app.command(short_help="Bring the database schema up to date.")(migrate)
+app.command(short_help="Show what is configured, and from where.")(config)
+app.command(short_help="Probe a running service; for containers.")(healthcheck)
+app.command(short_help="Send one mail and follow it.")(send)
+app.add_typer(queue.app, name="queue", short_help="Show and flush what waits, on every replica.")
+app.add_typer(templates.app, name="templates", short_help="Check, list and try the templates of mail.")
+app.add_typer(sinkhole.app, name="sinkhole", short_help="Run an SMTP server whose answers you choose.")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mailkeep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; the entry point of `mailkeep` and of `python -m mailkeep`."""
+    app(prog_name="mailkeep")

@@ -1,0 +1,61 @@
+"""Where verbs that look at the queue find it, and how they end when they can't."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from mailkeep.operator.queue import OperatorQueue
+    from mailkeep.settings import Dsn
+    from mailkeep.store.postgres import Store
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def open_store() -> AsyncIterator["Store"]:
+    """Open the store of this environment; leave with one clear line if there is none. Raises `StoreUnavailableError`."""
+    from mailkeep.cli.output import fail
+    from mailkeep.store.migrate import MigrationError
+    from mailkeep.store.postgres import Store
+
+    try:
+        store = await Store.open(_dsn().reveal(), pool_size=2, application_name="mailkeep queue")
+    except MigrationError as fault:
+        fail(str(fault))
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def ask(question: Callable[["OperatorQueue"], Awaitable[T]]) -> T:
+    """Return the answer of the queue to `question`; leave with one clear line when it can't answer."""
+    import asyncio
+
+    import typer
+
+    from mailkeep.cli.output import EXIT_UNAVAILABLE, fail
+    from mailkeep.core.command import CommandError
+    from mailkeep.operator.queue import OperatorQueue
+    from mailkeep.store.errors import StoreUnavailableError
+
+    async def run() -> T:
+        async with open_store() as store:
+            return await question(OperatorQueue(store))
+
+    try:
+        return asyncio.run(run())
+    except CommandError as fault:
+        raise typer.BadParameter(f"{fault.field} {fault.message}") from fault
+    except StoreUnavailableError as fault:
+        fail(f"can't reach {_dsn()}: {fault}", EXIT_UNAVAILABLE)
+
+
+def _dsn() -> "Dsn":
+    from mailkeep.cli.output import EXIT_CONFIG, fail, load_settings
+
+    dsn = load_settings().postgres_dsn
+    if dsn is None:
+        fail("MAIL_POSTGRES_DSN is not set; it names the database that holds the queue", EXIT_CONFIG)
+    return dsn

@@ -1,0 +1,45 @@
+"""`mailkeep migrate`: bring the schema up to date."""
+
+from typing import Annotated
+
+import typer
+
+
+def migrate(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Apply what is missing of the schema `mail` and say so; `serve` does the same by itself at its start.
+
+    Any number may run at once: one applies, the others wait and find nothing left to do.
+    """
+    import asyncio
+    import json
+
+    import asyncpg
+
+    from mailkeep.cli.output import EXIT_UNAVAILABLE, fail, load_settings
+    from mailkeep.store.errors import StoreUnavailableError, translated
+    from mailkeep.store.migrate import MigrationError
+    from mailkeep.store.migrate import migrate as apply
+
+    settings = load_settings()
+    dsn = settings.postgres_dsn
+    if dsn is None:
+        fail("MAIL_POSTGRES_DSN is not set; it names the database to migrate")
+
+    async def run() -> list[str]:
+        with translated():
+            connection = await asyncpg.connect(dsn.reveal(), timeout=10)
+            try:
+                return [f"{step.version:04d}_{step.name}" for step in await apply(connection)]
+            finally:
+                await connection.close()
+
+    try:
+        applied = asyncio.run(run())
+    except StoreUnavailableError as fault:
+        fail(f"can't reach {dsn}: {fault}", EXIT_UNAVAILABLE)
+    except MigrationError as fault:
+        fail(str(fault))
+    if as_json:
+        print(json.dumps({"applied": applied}))
+    else:
+        print("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")

@@ -1,0 +1,194 @@
+"""`mailkeep queue`: the `mailq` of every replica, since all of them see one queue in PostgreSQL."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Final
+from uuid import UUID
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mailkeep.operator.queue import AttemptView, DeliveryView, OperatorQueue
+
+USUAL_LIMIT: Final = 100
+MAX_LIMIT: Final = 10_000  # rows that a table still shows sensibly
+TITLES: Final = ("ID", "SIZE", "ACCEPTED", "CLASS", "STATUS", "NEXT ATTEMPT", "RECIPIENT", "REASON")
+
+app = typer.Typer(
+    help="Show and flush what waits, is being sent or is held; without a command, list it.",
+    invoke_without_command=True,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def list_queue(
+    context: typer.Context,
+    *,
+    status: Annotated[
+        list[str] | None, typer.Option(help="waiting, queued, rendered, sending or held; may be repeated.")
+    ] = None,
+    delivery_class: Annotated[
+        str | None, typer.Option("--class", help="auth, transactional or relay.")
+    ] = None,
+    domain: Annotated[str | None, typer.Option(help="Domain of the first recipient.")] = None,
+    next_hop: Annotated[str | None, typer.Option(help="Name of the next hop.")] = None,
+    rule: Annotated[str | None, typer.Option(help="Rule that the last failure matched.")] = None,
+    recipient: Annotated[str | None, typer.Option(help="Address of a recipient, whole.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Deliveries to list.")] = USUAL_LIMIT,
+    as_json: Json = False,
+) -> None:
+    """List what waits, is being sent or is held, the one due longest first; times are UTC.
+
+    For example `mailkeep queue --class auth`, `mailkeep queue show ID`, `mailkeep queue flush --all`.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from mailkeep.cli._store import ask
+    from mailkeep.cli.output import print_json, table
+
+    found = ask(
+        lambda queue: queue.queue(
+            limit + 1,
+            status=tuple(status or ()),
+            delivery_class=delivery_class,
+            domain=domain,
+            next_hop=next_hop,
+            rule=rule,
+            recipient=recipient,
+        )
+    )
+    shown = found[:limit]
+    if as_json:
+        print_json(shown)
+    elif not shown:
+        print("The queue is empty." if not _filtered(context) else "Nothing in the queue matches.")
+    else:
+        print(table(TITLES, map(_row, shown)))
+        more = f"; there are more (--limit {MAX_LIMIT})" if len(found) > limit else ""
+        print(f"-- {len(shown)} deliveries, {sum(view.size_bytes for view in shown)} bytes{more}")
+
+
+@app.command()
+def show(
+    delivery_id: Annotated[UUID, typer.Argument(metavar="ID", help="The delivery's id.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Show one delivery with its attempts and their SMTP dialogs."""
+    from mailkeep.cli._store import ask
+    from mailkeep.cli.output import fail, print_json, printable
+
+    async def both(queue: "OperatorQueue") -> "tuple[DeliveryView | None, tuple[AttemptView, ...]]":
+        return await queue.delivery(delivery_id), await queue.attempts(delivery_id) or ()
+
+    delivery, attempts = ask(both)
+    if delivery is None:
+        fail(f"no delivery has the id {delivery_id}")
+    if as_json:
+        print_json({"delivery": delivery, "attempts": attempts})
+        return
+    for name, value in _facts(delivery):
+        if value is not None:
+            print(f"{name:<13} {printable(str(value))}")
+    for attempt in attempts:
+        print("\n".join(map(printable, describe_attempt(attempt))))
+
+
+@app.command()
+def flush(
+    *,
+    delivery_id: Annotated[UUID | None, typer.Option("--id", help="One delivery.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Those whose first recipient is there.")] = None,
+    next_hop: Annotated[str | None, typer.Option(help="Those of a next hop.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that failed before and wait.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make waiting deliveries due now, on every replica.
+
+    Scheduled mail that was never tried keeps its time unless it is named by its id.
+    """
+    from mailkeep.cli._store import ask
+    from mailkeep.cli.output import fail, print_json
+
+    if sum(map(bool, (delivery_id, domain, next_hop, everything))) != 1:
+        raise typer.BadParameter("give exactly one of --id, --domain, --next-hop and --all")
+    flushed = ask(lambda queue: queue.flush(delivery_id=delivery_id, domain=domain, next_hop=next_hop))
+    if delivery_id is not None and not flushed:
+        fail(f"{delivery_id} is not waiting; see `mailkeep queue show {delivery_id}`")
+    if as_json:
+        print_json({"flushed": flushed})
+    else:
+        print(f"{flushed} deliveries are due now")
+
+
+def describe_attempt(attempt: "AttemptView") -> "Iterator[str]":
+    """Yield the lines that tell what an attempt did: one for its outcome, one for each step of the dialog."""
+    reply = " ".join(str(part) for part in (attempt.code, attempt.enhanced, attempt.reply) if part)
+    words = [
+        f"attempt {attempt.number}",
+        _instant(attempt.started_at),
+        f"to {attempt.next_hop}",
+        attempt.status,
+    ]
+    if attempt.phase:
+        words.append(f"at {attempt.phase}")
+    if attempt.certainty and attempt.certainty != "delivered":
+        words.append(f"({attempt.certainty})")
+    yield " ".join(words) + (f": {reply}" if reply else "")
+    for step in attempt.steps:
+        yield f"  {step.at_ms:>8.0f} ms  {step.phase:<8}  {step.sent} -> {step.reply}"
+
+
+def _filtered(context: typer.Context) -> bool:
+    return any(value for name, value in context.params.items() if name not in ("limit", "as_json"))
+
+
+def _row(view: "DeliveryView") -> tuple[object, ...]:
+    return (
+        view.delivery_id,
+        view.size_bytes,
+        _instant(view.accepted_at),
+        view.delivery_class,
+        view.status,
+        _instant(view.due_at) if view.due_at else "-",
+        _recipients(view),
+        view.reason or "",
+    )
+
+
+def _recipients(view: "DeliveryView") -> str:
+    first, *others = view.recipients
+    return f"{first.address or 'erased'}{f' +{len(others)}' if others else ''}"
+
+
+def _facts(view: "DeliveryView") -> "Iterator[tuple[str, object]]":
+    yield "id", view.delivery_id
+    yield "status", view.status
+    yield "class", f"{view.delivery_class}, {view.guarantee}"
+    yield "source", view.source
+    yield "next hop", view.next_hop
+    yield "template", view.template_id and f"{view.template_id} {view.locale} {view.catalog_version}"
+    yield "size", f"{view.size_bytes} bytes"
+    for name, instant in (
+        ("accepted", view.accepted_at),
+        ("next attempt", view.due_at),
+        ("expires", view.expires_at),
+        ("ended", view.finished_at),
+    ):
+        yield name, instant and _instant(instant)
+    for recipient in view.recipients:
+        yield "recipient", f"{recipient.address or 'erased'}: {recipient.state}"
+    yield "reason", view.reason and f"{view.reason} [{view.rule}]"
+    yield "claimed by", view.claimed_by
+    yield "parent", view.parent_id
+    if view.dead_letter:
+        buried_at = _instant(view.dead_letter.buried_at)
+        yield "dead letter", f"{view.dead_letter.cause}, {buried_at}: {view.dead_letter.reason}"
+    yield "attempts", view.attempts
+
+
+def _instant(instant: datetime) -> str:
+    return f"{instant:%Y-%m-%d %H:%M:%S}"

@@ -1,0 +1,149 @@
+"""What came of one attempt, as values.
+
+A mail server may answer anything; each answer becomes an `Outcome`, never an exception. The words are those of
+RFC 5321 (phases), RFC 3463 (enhanced codes) and the contract (statuses, certainty).
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from mailkeep.core.delivery import AttemptStatus, Certainty
+
+MAX_REPLY_CHARS: Final = 500
+"""Reply text kept on an attempt; longer ones are cut (a server may send 20 MB)."""
+
+
+class Phase(StrEnum):
+    """How far the SMTP dialog came."""
+
+    RENDER = "render"
+    CONNECT = "connect"
+    GREETING = "greeting"
+    EHLO = "ehlo"
+    STARTTLS = "starttls"
+    TLS = "tls"
+    AUTH = "auth"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"
+    BODY = "body"  # message bytes are flowing, the final dot has not left
+    DOT = "dot"  # the final dot has left
+    QUIT = "quit"
+
+
+class Severity(StrEnum):
+    """What a reply (or its absence) means for what it is about."""
+
+    SUCCESS = "success"
+    TRANSIENT = "transient"
+    PERMANENT = "permanent"
+    UNKNOWN = "unknown"
+
+
+class Scope(StrEnum):
+    """What a failure is about. Failures of `next_hop` and `credential` use up no rung of the ladder."""
+
+    MESSAGE = "message"
+    RECIPIENT = "recipient"
+    SENDER = "sender"
+    NEXT_HOP = "next_hop"
+    CREDENTIAL = "credential"
+    REPUTATION = "reputation"
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The classification of one reply or failure; `rule` names the row of the rules table that decided."""
+
+    severity: Severity
+    scope: Scope
+    rule: str
+    suppress: bool = False
+
+
+class RecipientOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One recipient in one attempt. `ordinal` is its index in the delivery's recipient list, from 0."""
+
+    ordinal: int
+    severity: Severity
+    scope: Scope
+    rule: str
+    code: int | None = None
+    enhanced: str | None = None
+    text: str = ""
+    suppress: bool = False
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True):
+    """One exchange of the SMTP dialog as kept on the attempt: secrets and addresses masked, text cut."""
+
+    phase: Phase
+    sent: str  # what we said, e.g. "MAIL FROM:<…>" or "AUTH PLAIN …"; "" when the server spoke first
+    reply: str  # what came back, "250 2.1.0 Ok"; "" when nothing did
+    at_ms: float  # since the attempt began
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """One finished attempt. `recipients` holds exactly the recipients that this attempt addressed."""
+
+    status: AttemptStatus
+    certainty: Certainty
+    phase: Phase
+    severity: Severity
+    scope: Scope
+    rule: str
+    recipients: tuple[RecipientOutcome, ...]
+    code: int | None = None
+    enhanced: str | None = None
+    text: str = ""
+    steps: tuple[Step, ...] = ()
+    duration_ms: float = 0.0
+
+    @property
+    def reason(self) -> str:
+        """The one line an operator reads, e.g. `421 4.3.2 Service temporarily unavailable`."""
+        parts = (str(self.code) if self.code else "", self.enhanced or "", self.text)
+        return " ".join(part for part in parts if part) or f"{self.status} at {self.phase}"
+
+
+def uniform(
+    ordinals: tuple[int, ...],
+    verdict: Verdict,
+    *,
+    status: AttemptStatus,
+    certainty: Certainty,
+    phase: Phase,
+    code: int | None = None,
+    enhanced: str | None = None,
+    text: str = "",
+    steps: tuple[Step, ...] = (),
+    duration_ms: float = 0.0,
+) -> Outcome:
+    """Build the outcome of an attempt that went alike for every recipient it addressed."""
+    return Outcome(
+        status=status,
+        certainty=certainty,
+        phase=phase,
+        severity=verdict.severity,
+        scope=verdict.scope,
+        rule=verdict.rule,
+        recipients=tuple(
+            RecipientOutcome(
+                ordinal=ordinal,
+                severity=verdict.severity,
+                scope=verdict.scope,
+                rule=verdict.rule,
+                code=code,
+                enhanced=enhanced,
+                text=text,
+                suppress=verdict.suppress,
+            )
+            for ordinal in ordinals
+        ),
+        code=code,
+        enhanced=enhanced,
+        text=text,
+        steps=steps,
+        duration_ms=duration_ms,
+    )

@@ -1,0 +1,93 @@
+"""What crosses the store's threshold: a delivery on its way in, a claim on its way out, an attempt on its way back."""
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from mailkeep.core.decide import Decision
+from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, Guarantee, Source
+from mailkeep.core.outcome import Outcome
+
+POISON_TAKEOVERS: Final = 3
+"""Takeovers in a row, without a recorded attempt, that make a dead letter: one message can't kill replicas forever."""
+SUSPECT_TAKEOVERS: Final = 2
+"""From here on a delivery is claimed alone, so that the next crash can't take an innocent one with it."""
+
+
+class NewDelivery(msgspec.Struct):
+    """A validated delivery that is about to be stored; `message` is None while its content is still a `command`."""
+
+    id: UUID
+    source: Source
+    delivery_class: DeliveryClass
+    guarantee: Guarantee
+    status: DeliveryStatus
+    next_hop: str
+    idempotency_key: str
+    fingerprint: bytes
+    sender: str
+    recipients: tuple[str, ...]
+    recipient_hashes: tuple[bytes, ...]
+    recipient_domain: str
+    message: bytes | None
+    sensitive: bool
+    command: bytes | None = None
+    send_at: datetime | None = None
+    expires_at: datetime | None = None
+    template_id: str | None = None
+    catalog_version: str | None = None
+    locale: str | None = None
+    supersede_hash: bytes | None = None
+    parent_id: UUID | None = None
+    traceparent: str | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the stored content."""
+        return len(self.message or self.command or b"")
+
+
+class KeyHolder(msgspec.Struct, frozen=True):
+    """Who holds an idempotency key, and what its first caller was answered."""
+
+    fingerprint: bytes
+    delivery_id: UUID
+    first_status: DeliveryStatus
+
+
+class ClaimKey(msgspec.Struct):
+    """What fences every statement about a claim: the replica that holds it, the delivery, the token of this claim."""
+
+    replica_id: UUID
+    id: UUID
+    token: int
+
+
+class Claim(ClaimKey):
+    """One delivery that this replica may work on, until it gives it back or loses it."""
+
+    source: Source
+    delivery_class: DeliveryClass
+    guarantee: Guarantee
+    next_hop: str
+    attempts: int
+    rungs_used: int
+    recipient_states: str
+    size_bytes: int
+    sensitive: bool
+    accepted_at: datetime | None = None  # None for a claim at birth
+    sender: str | None = None  # None only where the payload is missing
+    recipients: tuple[str, ...] = ()
+    message: bytes | None = None  # None: too large to come along, or not rendered yet
+    command: bytes | None = None
+
+
+class FinishedAttempt(msgspec.Struct, frozen=True):
+    """A claim with what came of it; `message` is set when this attempt fixed the bytes of a `queued` delivery."""
+
+    claim: Claim
+    outcome: Outcome
+    decision: Decision
+    message: bytes | None = None

@@ -1,0 +1,65 @@
+"""One session of `mailkeep dev` at a terminal: start, examples, how to go on, wait, stop."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+from rich.console import Console
+
+from mailkeep.dev.environment import development
+from mailkeep.dev.show import show_examples
+from mailkeep.dev.state import DevState
+from mailkeep.telemetry import log
+
+
+async def run(data_dir: Path, *, examples: bool, once: bool) -> bool:
+    """Run until Ctrl-C, or with `once` until the examples ended; answers whether they ended as expected."""
+    console = Console()
+    interrupted = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
+    console.print(f"Starting PostgreSQL, Redis, a sinkhole and Mailkeep in {data_dir} …")
+    with (data_dir / "mailkeep.log").open("ab", buffering=0) as stream:
+        log.configure("info", "json", stream)
+        async with development(data_dir, os.environ, any_port=once) as environment:
+            _introduce(console, environment.state, data_dir)
+            state = environment.state
+            well = await show_examples(console, state.http_host, state.http_port) if examples else True
+            if examples:
+                console.print(
+                    "[green]All examples ended as expected.[/]" if well else "[red]Not as expected.[/]"
+                )
+            if not once:
+                _explain(console, environment.state)
+                await interrupted.wait()
+                console.print("\nStopping …")
+    return well
+
+
+def _introduce(console: Console, state: DevState, data_dir: Path) -> None:
+    console.print(f"  HTTP API   http://{state.http_host}:{state.http_port}")
+    console.print(
+        f"  Sinkhole   127.0.0.1:{state.sinkhole_port} (takes all mail; nothing leaves this machine)"
+    )
+    console.print(f"  Redis      {state.redis_socket or 'not found: stream intake is off'}")
+    console.print(f"  Log        {data_dir / 'mailkeep.log'}\n")
+
+
+def _explain(console: Console, state: DevState) -> None:
+    url = f"http://{state.http_host}:{state.http_port}/api/v1/internal/deliveries"
+    console.print(
+        "\nSend one yourself, from another terminal:\n\n"
+        "  mailkeep send --to you@sinkhole.test --subject Hello --text 'It works.' --wait\n\n"
+        f"  curl {url} -H 'Idempotency-Key: my-first-mail' -H 'Content-Type: application/json' \\\n"
+        '    -d \'{"payload_mode":"rendered","payload":'
+        '{"to":["you@sinkhole.test"],"subject":"Hello","text":"It works."}}\'\n\n'
+        "Look at the queue, and make the next hop refuse mail for a while:\n\n"
+        "  mailkeep queue\n"
+        f"  mailkeep sinkhole mode defer --mode-file {state.mode_file}\n"
+        f"  mailkeep sinkhole mode accept --mode-file {state.mode_file} && mailkeep queue flush --all\n\n"
+        "Ctrl-C stops everything; what is queued is there again at the next start.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,31 @@
+"""The state file of a running development environment: how other commands find it."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+STATE_FILE: Final = "dev.json"
+
+
+class DevState(msgspec.Struct, frozen=True):
+    """Where a running development environment is."""
+
+    pid: int
+    postgres_dsn: str
+    http_host: str
+    http_port: int
+    sinkhole_port: int
+    mode_file: str
+    redis_socket: str | None = None
+
+
+def running_state(data_dir: Path) -> DevState | None:
+    """Return where the development environment under `data_dir` runs, or None if none does."""
+    try:
+        state = msgspec.json.decode((data_dir / STATE_FILE).read_bytes(), type=DevState)
+        os.kill(state.pid, 0)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return state

@@ -1,0 +1,88 @@
+"""The recorder: finished attempts go to the table in batches, each batch one commit.
+
+An attempt is over only when it is recorded. While PostgreSQL is away its results wait here, in memory and bounded by the
+claims the worker pool may hold; if the process dies meanwhile, their claims are taken over and the attempts say
+`abandoned`. A result whose claim was lost changes nothing.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from mailkeep.core.delivery import DeliveryStatus
+from mailkeep.core.queue import Claim, FinishedAttempt
+from mailkeep.faults import FaultPoint, reach
+from mailkeep.store.errors import StoreUnavailableError
+from mailkeep.store.group_commit import GroupCommit
+from mailkeep.store.postgres import Store
+
+RETRY_FIRST_S: Final = 0.1
+RETRY_LAST_S: Final = 2.0
+
+
+class Recorder:
+    """Writes what became of claims: finished, marked before the dot, handed back."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._finishing = GroupCommit(self._write_finished)
+        self._marking = GroupCommit(self._write_marks)
+        self._returning = GroupCommit(self._write_returns)
+        self._log = structlog.get_logger("recorder")
+
+    async def finish(self, finished: FinishedAttempt) -> DeliveryStatus | None:
+        """Record a finished attempt; answers the delivery's new status, or None if the claim was lost."""
+        return await self._finishing.submit(finished)
+
+    async def mark_dot(self, claim: Claim) -> bool:
+        """Commit the intent to send the final dot. False: the claim was lost or the store is away; do not send it."""
+        try:
+            return await self._marking.submit(claim)
+        except StoreUnavailableError:
+            return False
+
+    async def hand_back(self, claim: Claim) -> bool:
+        """Give a claim back untouched; False if it was lost meanwhile."""
+        return await self._returning.submit(claim)
+
+    async def drain(self) -> None:
+        """Wait until everything submitted is written."""
+        for lane in (self._marking, self._finishing, self._returning):
+            await lane.drain()
+
+    async def _write_finished(self, batch: list[FinishedAttempt]) -> Sequence[DeliveryStatus | None]:
+        reach(FaultPoint.FINISH_BEFORE_COMMIT)
+        statuses = await self._persist(batch)
+        reach(FaultPoint.FINISH_AFTER_COMMIT)
+        for finished in batch:
+            if finished.claim.id not in statuses:
+                # Taken over, or an earlier try was committed although its answer was lost: either way not ours.
+                self._log.warning(
+                    "claim was lost before its attempt was recorded", delivery_id=str(finished.claim.id)
+                )
+        return [statuses.get(finished.claim.id) for finished in batch]
+
+    async def _persist(self, batch: list[FinishedAttempt]) -> dict[UUID, DeliveryStatus]:
+        # The statement is fenced by the claim tokens, so repeating it is safe even when a commit's answer was lost.
+        wait_s = RETRY_FIRST_S
+        while True:
+            try:
+                return await self._store.finish(batch)
+            except StoreUnavailableError as fault:
+                self._log.warning(
+                    "attempts wait for PostgreSQL to be recorded", count=len(batch), error=str(fault)
+                )
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+            wait_s = min(wait_s * 2, RETRY_LAST_S)
+
+    async def _write_marks(self, batch: list[Claim]) -> Sequence[bool]:
+        marked = await self._store.mark_dot(batch)
+        return [claim.id in marked for claim in batch]
+
+    async def _write_returns(self, batch: list[Claim]) -> Sequence[bool]:
+        returned = await self._store.hand_back(batch)
+        return [claim.id in returned for claim in batch]

@@ -1,0 +1,126 @@
+"""The attempt scheduler: finds what is due in the table and hands it to the workers of this replica.
+
+It sleeps until the next delivery is due, until PostgreSQL notifies that something became due, or until the workers have
+room again; when nothing waits it looks once in `IDLE_S`. It is also where claims that this replica holds in the table but
+not in memory (a commit whose answer was lost) are given back: here no claim of its own can be under way meanwhile.
+"""
+
+import asyncio
+import time
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from mailkeep.core.queue import ClaimKey
+from mailkeep.dispatch.replica import Replica
+from mailkeep.dispatch.worker import AttemptWorkerPool
+from mailkeep.faults import FaultPoint, reach
+from mailkeep.store.errors import StoreUnavailableError
+from mailkeep.store.postgres import Store
+
+IDLE_S: Final = 2.0
+"""The longest it sleeps: a lost notification costs no more than this."""
+AWAY_S: Final = 1.0
+"""Between two looks while PostgreSQL is away."""
+HOUSEKEEPING_S: Final = 1.0
+"""Between two looks for expired deliveries, suspects and forgotten claims."""
+ANNOUNCE_S: Final = 0.2
+"""Between two notifications to other replicas, however much is accepted."""
+FORGOTTEN_AFTER_S: Final = 10.0
+"""Age of a claim that is in the table but not in memory before it is given back."""
+
+
+class AttemptScheduler:
+    """Claims due deliveries for one worker pool. `run` until cancelled."""
+
+    def __init__(self, *, store: Store, replica: Replica, pool: AttemptWorkerPool) -> None:
+        self._store = store
+        self._replica = replica
+        self._pool = pool
+        self._woken = asyncio.Event()
+        self._housekept_at = -float("inf")
+        self._suspect: UUID | None = None
+        self._announced_at = -float("inf")
+        self._announcing: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("attempt_scheduler")
+
+    def wake(self) -> None:
+        """Look again soon: something became due."""
+        self._woken.set()
+
+    def announce(self) -> None:
+        """Look again soon, and tell the other replicas to: this one had no room for what it accepted."""
+        self.wake()
+        if time.monotonic() - self._announced_at < ANNOUNCE_S or self._announcing is not None:
+            return
+        self._announced_at = time.monotonic()
+        self._announcing = asyncio.create_task(self._notify())
+
+    async def _notify(self) -> None:
+        try:
+            await self._store.notify_due()
+        except StoreUnavailableError:
+            self._log.debug("could not announce due mail; others find it by themselves")
+        finally:
+            self._announcing = None
+
+    async def run(self) -> None:
+        """Schedule until cancelled."""
+        self._log.info("attempt scheduler started")
+        try:
+            while True:
+                try:
+                    await self._look()
+                except StoreUnavailableError as fault:
+                    self._log.warning("attempt scheduler waits for PostgreSQL", error=str(fault))
+                    await asyncio.sleep(AWAY_S)
+        finally:
+            self._log.info("attempt scheduler stopped")
+
+    async def _look(self) -> None:
+        self._woken.clear()
+        self._pool.has_room.clear()
+        if time.monotonic() - self._housekept_at >= HOUSEKEEPING_S:
+            await self._housekeep()
+            self._housekept_at = time.monotonic()
+        wanted = self._pool.wanted()
+        claims = await self._store.claim_due(self._replica.id, wanted) if wanted else []
+        if claims:
+            reach(FaultPoint.CLAIM_AFTER_COMMIT)
+        for claim in claims:
+            self._pool.hand_over(claim)
+        if not claims:
+            await self._sleep(await self._pause_s(sorted({hop for hop, _, _ in wanted})))
+
+    async def _pause_s(self, hops: list[str]) -> float:
+        probes = [breaker.wait_s() for breaker in self._pool.breakers.values() if breaker.wait_s()]
+        due_s = await self._store.next_due_s(hops, IDLE_S) if hops and not self._pool.crowded else None
+        # What is due already but could not be claimed is locked by another replica: no reason to spin.
+        return min([IDLE_S, *probes, *([max(due_s, 0.01)] if due_s is not None else [])])
+
+    async def _sleep(self, pause_s: float) -> None:
+        waiters = [asyncio.create_task(self._woken.wait()), asyncio.create_task(self._pool.has_room.wait())]
+        try:
+            await asyncio.wait(waiters, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiter in waiters:
+                waiter.cancel()
+
+    async def _housekeep(self) -> None:
+        while await self._store.expire_due():
+            pass
+        wanted = self._pool.wanted()
+        if wanted and self._suspect not in self._pool.held:
+            suspect = await self._store.claim_suspect(self._replica.id, sorted({hop for hop, _, _ in wanted}))
+            if suspect is not None:
+                self._suspect = suspect.id
+                self._pool.hand_over(suspect)
+        await self._give_back_forgotten()
+
+    async def _give_back_forgotten(self) -> None:
+        replica_id = self._replica.id
+        for delivery_id, token in (await self._store.own_claims(replica_id, FORGOTTEN_AFTER_S)).items():
+            if delivery_id not in self._pool.held:
+                self._log.warning("a claim without a holder is given back", delivery_id=str(delivery_id))
+                await self._store.hand_back([ClaimKey(replica_id, delivery_id, token)])

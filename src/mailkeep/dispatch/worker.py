@@ -1,0 +1,351 @@
+"""The attempt worker pool: each claim becomes one attempt, a straight pipeline of load, converse, decide, record.
+
+Every failure is an `Outcome` before anything is written, and nothing is written in the same breath as it is sent. The
+pool holds a bounded number of claims in memory, shared fairly between classes; at most `concurrency` attempts run at
+once, and towards one next hop no more than its connections and its breaker allow.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from mailkeep.core.decide import decide
+from mailkeep.core.delivery import (
+    AttemptStatus,
+    Certainty,
+    DeliveryClass,
+    DeliveryStatus,
+    Guarantee,
+    RecipientState,
+)
+from mailkeep.core.outcome import Outcome, Phase, Scope, Severity, Verdict, uniform
+from mailkeep.core.queue import Claim, FinishedAttempt
+from mailkeep.dispatch.breaker import Breaker
+from mailkeep.dispatch.recorder import Recorder
+from mailkeep.dispatch.replica import Replica
+from mailkeep.dispatch.shares import PRIORITY, Shares
+from mailkeep.faults import FaultPoint, armed, reach
+from mailkeep.smtp.envelope import Envelope
+from mailkeep.smtp.next_hop import NextHop
+from mailkeep.smtp.pool import Pool
+from mailkeep.store.errors import StoreUnavailableError
+from mailkeep.store.postgres import Store
+
+HELD_PER_WORKER: Final = 8
+"""Claims held in memory for each worker: enough that none idles while the next batch is claimed."""
+HELD_BYTES: Final = 64 * 1024 * 1024
+"""Message bytes held for claims at birth; past it new mail waits in the table."""
+LARGE_LOADS: Final = 4
+"""Attempts with a message too large for its claim that run at once; bounds memory to 4 such messages."""
+PARK_S: Final = 1.0
+"""How long mail of a next hop that is out waits at least; after that the breaker decides."""
+RECORDING_MARGIN_S: Final = 2.0
+"""Kept at the end of a shutdown for recording what the last attempts brought."""
+
+CLAIM_LOST: Final = "claim_lost"
+
+
+class ClaimFence:
+    """What the SMTP session asks before it commits to anything (see `mailkeep.smtp.pool.Fence`)."""
+
+    def __init__(self, claim: Claim, replica: Replica, recorder: Recorder) -> None:
+        self._claim = claim
+        self._replica = replica
+        self._recorder = recorder
+        self.dot_has_left = False
+        self.commit_dot = self._commit_dot if claim.guarantee is Guarantee.AT_MOST_ONCE else None
+
+    def may_open_transaction(self) -> bool:
+        """Whether MAIL may be sent."""
+        reach(FaultPoint.TRANSACTION_BEGINS)
+        return self._replica.holds(self._claim.replica_id)
+
+    def dot_allowed(self) -> bool:
+        """Whether the final dot may be sent, as far as this process knows by itself."""
+        reach(FaultPoint.BEFORE_DOT)
+        return self._replica.holds(self._claim.replica_id)
+
+    def dot_left(self) -> None:
+        """Note that the final dot is on its way: from here on the outcome may be unknown."""
+        self.dot_has_left = True
+        if armed(FaultPoint.AFTER_DOT):
+            asyncio.get_running_loop().call_soon(reach, FaultPoint.AFTER_DOT)
+
+    async def _commit_dot(self) -> bool:
+        return await self._recorder.mark_dot(self._claim)
+
+
+class AttemptWorkerPool:
+    """Runs attempts for the claims that are handed over to it. One a process."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        replica: Replica,
+        recorder: Recorder,
+        smtp: Pool,
+        hops: Mapping[str, NextHop],
+        ladders: Mapping[DeliveryClass, tuple[float, ...]],
+        concurrency: int,
+    ) -> None:
+        self._store = store
+        self._replica = replica
+        self._recorder = recorder
+        self._smtp = smtp
+        self._hops = hops
+        self._ladders = ladders
+        self._workers = Shares(concurrency)
+        self._places = Shares(concurrency * HELD_PER_WORKER)
+        self._low_water = concurrency * HELD_PER_WORKER // 2
+        self._waiting: dict[tuple[DeliveryClass, str], deque[Claim]] = {
+            (delivery_class, hop): deque() for delivery_class in PRIORITY for hop in hops
+        }
+        self._active: Counter[str] = Counter()
+        self._attempts: dict[asyncio.Task[None], ClaimFence] = {}
+        self._returns: set[asyncio.Task[None]] = set()
+        self._held_bytes = 0
+        self._large = asyncio.Semaphore(LARGE_LOADS)
+        self._stopping = False
+        self._log = structlog.get_logger("attempt_worker_pool")
+        self.held: dict[UUID, Claim | None] = {}
+        """What this process claims: a claim, or None while it is still being born in a commit."""
+        self.has_room = asyncio.Event()
+        """Set when the claims in memory fall to half of what may be held."""
+        self.breakers = {
+            name: Breaker(min(hop.max_connections, concurrency), time.monotonic) for name, hop in hops.items()
+        }
+
+    # -- claims in ---------------------------------------------------------------------------------------------
+
+    def reserve(self, delivery_id: UUID, hop: str, delivery_class: DeliveryClass, size_bytes: int) -> bool:
+        """Take a place for a delivery that is about to be born claimed; False: let it wait in the table."""
+        if (
+            self._stopping
+            or not self._replica.may_send
+            or not self._places.room(delivery_class)
+            or self.breakers[hop].wait_s()
+            or (self._held_bytes and self._held_bytes + size_bytes > HELD_BYTES)
+        ):
+            return False
+        self.held[delivery_id] = None
+        self._places.take(delivery_class)
+        return True
+
+    def cancel(self, delivery_id: UUID, delivery_class: DeliveryClass) -> None:
+        """Give the place of a delivery back that was not born after all."""
+        del self.held[delivery_id]
+        self._places.give(delivery_class)
+
+    def hand_over(self, claim: Claim, *, reserved: bool = False) -> None:
+        """Take on a claim whose commit is known; its attempt begins as soon as a worker is free."""
+        if not reserved:
+            self._places.take(claim.delivery_class)
+        self.held[claim.id] = claim
+        self._held_bytes += len(claim.message or b"")
+        self._replica.in_flight = len(self.held)
+        self._waiting[claim.delivery_class, claim.next_hop].append(claim)
+        self._begin_attempts()
+
+    def wanted(self) -> list[tuple[str, DeliveryClass, int]]:
+        """Return how many due deliveries of each next hop and class this pool would take now."""
+        if self._stopping or not self._replica.may_send:
+            return []
+        classes = (DeliveryClass.AUTH,) if self.crowded else PRIORITY
+        asked: list[tuple[str, DeliveryClass, int]] = []
+        for hop, breaker in self.breakers.items():
+            allowance = breaker.allowance(self._active[hop])
+            if breaker.wait_s() or not allowance:
+                continue
+            probing = 1 if allowance == 1 else None
+            asked += [(hop, name, probing or room) for name in classes if (room := self._places.room(name))]
+        return asked
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much is held that only login codes are claimed: others come in batches, not one by one."""
+        return len(self.held) > self._low_water
+
+    # -- attempts ----------------------------------------------------------------------------------------------
+
+    def _begin_attempts(self) -> None:
+        while (claim := self._next_claim()) is not None:
+            self._workers.take(claim.delivery_class)
+            self._active[claim.next_hop] += 1
+            self.breakers[claim.next_hop].began()
+            fence = ClaimFence(claim, self._replica, self._recorder)
+            attempt = asyncio.create_task(self._attempt(claim, fence))
+            self._attempts[attempt] = fence
+            attempt.add_done_callback(self._attempts.pop)
+
+    def _next_claim(self) -> Claim | None:
+        for (delivery_class, hop), claims in self._waiting.items():
+            if (
+                claims
+                and self._workers.room(delivery_class)
+                and self.breakers[hop].allowance(self._active[hop])
+            ):
+                return claims.popleft()
+        return None
+
+    async def _attempt(self, claim: Claim, fence: ClaimFence) -> None:
+        reach(FaultPoint.ATTEMPT_BEGINS)
+        try:
+            outcome = await self._converse(claim, fence)
+        except asyncio.CancelledError:
+            outcome = _interrupted(claim, "shutdown", after_dot=True) if fence.dot_has_left else None
+        except Exception:  # noqa: BLE001 - a boundary
+            # A boundary: a fault of ours must not leave a claim behind that nobody works on.
+            self._log.exception("attempt failed by a fault of Mailkeep", delivery_id=str(claim.id))
+            outcome = _interrupted(claim, "internal_fault", after_dot=fence.dot_has_left)
+        finally:
+            self._active[claim.next_hop] -= 1
+            self._workers.give(claim.delivery_class)
+        reach(FaultPoint.OUTCOME_KNOWN)
+        self._learn(claim, outcome)
+        if not self._stopping:
+            self._begin_attempts()
+        if outcome is None or outcome.rule == CLAIM_LOST:
+            await self._return(claim)
+        else:
+            await self._record(claim, outcome)
+
+    async def _converse(self, claim: Claim, fence: ClaimFence) -> Outcome | None:
+        if claim.message is not None:
+            return await self._send(claim, claim.message, fence)
+        async with self._large:
+            try:
+                message = await self._store.load_message(claim.id)
+            except StoreUnavailableError:
+                return None
+            return _no_content(claim) if message is None else await self._send(claim, message, fence)
+
+    async def _send(self, claim: Claim, message: bytes, fence: ClaimFence) -> Outcome:
+        assert claim.sender is not None
+        recipients = tuple(
+            (ordinal, address)
+            for ordinal, address in enumerate(claim.recipients)
+            if claim.recipient_states[ordinal] == RecipientState.OPEN
+        )
+        envelope = Envelope(
+            delivery_id=str(claim.id),
+            sender=claim.sender,
+            recipients=recipients,
+            message=message,
+            smtputf8=not all(address.isascii() for _, address in recipients),
+            eightbit=not message.isascii(),
+        )
+        return await self._smtp.send(self._hops[claim.next_hop], envelope, fence)
+
+    def _learn(self, claim: Claim, outcome: Outcome | None) -> None:
+        breaker = self.breakers[claim.next_hop]
+        if outcome is None or outcome.rule == CLAIM_LOST or outcome.phase is Phase.RENDER:
+            breaker.withdrawn()
+        elif breaker.ended(outcome):
+            self._log.warning(
+                "breaker changed", next_hop=claim.next_hop, state=breaker.state, cause=breaker.last_cause
+            )
+        if breaker.wait_s():
+            self._return_waiting(claim.next_hop)
+
+    async def _record(self, claim: Claim, outcome: Outcome) -> None:
+        decision = decide(
+            states=claim.recipient_states,
+            outcome=outcome,
+            guarantee=claim.guarantee,
+            ladder_s=self._ladders[claim.delivery_class],
+            rungs_used=claim.rungs_used,
+            park_s=PARK_S,
+            chance=random.random(),  # noqa: S311 - jitter, not a secret
+        )
+        status = await self._recorder.finish(FinishedAttempt(claim, outcome, decision))
+        self._forget(claim)
+        if status is not None and status is not DeliveryStatus.SENT:
+            self._log.info(
+                "attempt did not deliver",
+                delivery_id=str(claim.id),
+                attempt=claim.attempts + 1,
+                attempt_status=outcome.status,
+                phase=outcome.phase,
+                rule=outcome.rule,
+                delivery_status=status,
+                wait_s=decision.wait_s,
+            )
+
+    # -- claims out --------------------------------------------------------------------------------------------
+
+    def _forget(self, claim: Claim) -> None:
+        self.held.pop(claim.id, None)
+        self._held_bytes -= len(claim.message or b"")
+        self._places.give(claim.delivery_class)
+        self._replica.in_flight = len(self.held)
+        if len(self.held) == self._low_water:
+            self.has_room.set()
+
+    async def _return(self, claim: Claim) -> None:
+        try:
+            await self._recorder.hand_back(claim)
+        except StoreUnavailableError:
+            self._log.warning(
+                "claim could not be handed back; it is reclaimed later", delivery_id=str(claim.id)
+            )
+        self._forget(claim)
+
+    def _return_waiting(self, hop: str) -> None:
+        for delivery_class in PRIORITY:
+            claims = self._waiting[delivery_class, hop]
+            while claims:
+                returning = asyncio.create_task(self._return(claims.popleft()))
+                self._returns.add(returning)
+                returning.add_done_callback(self._returns.discard)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Hand back what has not begun, let attempts finish, and cut those that take longer than `timeout_s`."""
+        self._stopping = True
+        ends_at = time.monotonic() + timeout_s
+        for hop in self._hops:
+            self._return_waiting(hop)
+        if self._attempts:
+            await asyncio.wait(
+                self._attempts, timeout=max(ends_at - time.monotonic() - RECORDING_MARGIN_S, 0)
+            )
+        for attempt in self._attempts:
+            attempt.cancel()
+        rest = [*self._attempts, *self._returns]
+        if rest:
+            await asyncio.wait(rest, timeout=max(ends_at - time.monotonic(), 0))
+        self._log.info("attempt worker pool stopped", left=len(self.held))
+
+
+def _open_ordinals(claim: Claim) -> tuple[int, ...]:
+    return tuple(
+        ordinal for ordinal, state in enumerate(claim.recipient_states) if state == RecipientState.OPEN
+    )
+
+
+def _interrupted(claim: Claim, rule: str, *, after_dot: bool) -> Outcome:
+    return uniform(
+        _open_ordinals(claim),
+        Verdict(Severity.UNKNOWN if after_dot else Severity.TRANSIENT, Scope.MESSAGE, rule),
+        status=AttemptStatus.TRANSPORT_FAILED,
+        certainty=Certainty.UNKNOWN if after_dot else Certainty.NOT_DELIVERED,
+        phase=Phase.DOT if after_dot else Phase.CONNECT,
+        text="interrupted on our side" + (" before the reply came" if after_dot else ""),
+    )
+
+
+def _no_content(claim: Claim) -> Outcome:
+    return uniform(
+        _open_ordinals(claim),
+        Verdict(Severity.PERMANENT, Scope.MESSAGE, "no_content"),
+        status=AttemptStatus.RENDER_FAILED,
+        certainty=Certainty.NOT_DELIVERED,
+        phase=Phase.RENDER,
+        text="its content is no longer stored",
+    )

@@ -1,0 +1,294 @@
+"""Accept: the one use case in which every intake meets.
+
+validate (the caller did) -> render -> reserve the idempotency key and store, in one commit -> answer. What is answered is
+durable; what could not be stored reserved nothing. A delivery for which this replica's workers have a free place is born
+claimed and handed to them in memory after the commit, so that the fast path needs no claim query.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+from mailkeep.core.address import Mailbox
+from mailkeep.core.command import (
+    Command,
+    CommandError,
+    CommandRules,
+    FailureCode,
+    RenderedContent,
+    TemplateContent,
+)
+from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, RecipientState
+from mailkeep.core.idempotency import address_hash, fingerprint
+from mailkeep.core.ids import new_id
+from mailkeep.core.queue import Claim, KeyHolder, NewDelivery
+from mailkeep.dispatch.replica import Replica
+from mailkeep.dispatch.worker import AttemptWorkerPool
+from mailkeep.faults import FaultPoint, reach
+from mailkeep.smtp.routes import Routes
+from mailkeep.store.group_commit import GroupCommit, OverloadedError
+from mailkeep.store.postgres import Store
+from mailkeep.templates.catalog import Catalog
+from mailkeep.templates.message import MessageParts, build_message
+from mailkeep.templates.render import Rendered
+
+AUTOMATIC: Final = (("Auto-Submitted", "auto-generated"),)
+"""RFC 3834: so that nobody's holiday notice answers a login code."""
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The answer: the delivery is ours now. `replayed`: it already was, under the same key."""
+
+    delivery_id: UUID
+    status: DeliveryStatus  # at birth, as the first caller was told
+    replayed: bool = False
+
+    @property
+    def suppressed(self) -> bool:
+        """Whether it ended at birth (stub mode)."""
+        return self.status is DeliveryStatus.SUPPRESSED
+
+
+class AcceptPolicy(msgspec.Struct, frozen=True):
+    """What this deployment decides for every delivery."""
+
+    sender: Mailbox
+    rules: CommandRules
+    stub: bool
+    auth_expiry_s: int
+
+
+class Accept:
+    """Makes commands durable. Used by every intake, from any number of requests at once."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        replica: Replica,
+        pool: AttemptWorkerPool,
+        catalog: Catalog,
+        routes: Routes,
+        policy: AcceptPolicy,
+        on_waiting: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._replica = replica
+        self._pool = pool
+        self._catalog = catalog
+        self._routes = routes
+        self._on_waiting = on_waiting
+        self._committing = GroupCommit(self._commit)
+        self.policy = policy
+
+    async def accept(
+        self,
+        command: Command,
+        *,
+        key: str | None,
+        delivery_id: UUID | None = None,
+        traceparent: str | None = None,
+    ) -> Accepted:
+        """Store `command` under its idempotency key and return when it is durable.
+
+        Without a key every call is a delivery of its own. Raises `CommandError` when it can't be taken,
+        `StoreUnavailableError` or `OverloadedError` when it can't be stored now: then nothing is reserved, or the same
+        call under the same key finds what was.
+        """
+        mark = fingerprint(command, self._store.hash_key)
+        try:
+            new = self._deliverable(command, key, mark, delivery_id, traceparent)
+        except CommandError:
+            # The catalog may have changed since the first call: what was accepted then is still answered alike.
+            replay = await self._find(command, key, mark) if key else None
+            if replay is None:
+                raise
+            return replay
+        new.status = self._birth_status(new)
+        try:
+            committed = self._committing.submit(new)
+        except OverloadedError:
+            self._withdraw(new)
+            raise
+        answer = await committed
+        return Accepted(new.id, new.status) if isinstance(answer, UUID) else _replay(answer, mark)
+
+    async def drain(self) -> None:
+        """Wait until every commit under way is done."""
+        await self._committing.drain()
+
+    # -- from command to delivery ------------------------------------------------------------------------------
+
+    def _deliverable(
+        self,
+        command: Command,
+        key: str | None,
+        mark: bytes,
+        delivery_id: UUID | None,
+        traceparent: str | None,
+    ) -> NewDelivery:
+        now_s = self._replica.now_s()
+        new_delivery_id = delivery_id or new_id(now_s)
+        content = self._render(command)
+        rendered = content if isinstance(content, Rendered) else None
+        send_at = _instant(command.send_at_ms)
+        message = self._message(
+            command, content, new_delivery_id, send_at or datetime.fromtimestamp(now_s, UTC)
+        )
+        recipients = command.recipients
+        return NewDelivery(
+            id=new_delivery_id,
+            source=command.source,
+            delivery_class=command.delivery_class,
+            guarantee=command.guarantee,
+            status=DeliveryStatus.RENDERED,
+            next_hop=self._routes.next_hop(recipients[0].domain),
+            idempotency_key=key or str(new_delivery_id),
+            fingerprint=mark,
+            sender=self.policy.sender.address,
+            recipients=tuple(mailbox.address for mailbox in recipients),
+            recipient_hashes=tuple(
+                address_hash(mailbox.address, self._store.hash_key) for mailbox in recipients
+            ),
+            recipient_domain=recipients[0].domain,
+            message=message,
+            sensitive=command.delivery_class is DeliveryClass.AUTH
+            or (rendered is not None and rendered.sensitive),
+            send_at=send_at,
+            expires_at=self._expires_at(command, now_s),
+            template_id=rendered.template_id if rendered else None,
+            catalog_version=rendered.catalog_version if rendered else None,
+            locale=rendered.locale if rendered else None,
+            supersede_hash=self._supersede_hash(command),
+            traceparent=traceparent,
+        )
+
+    def _render(self, command: Command) -> RenderedContent | Rendered:
+        match command.content:
+            case TemplateContent(template_id=template_id, locale=locale, variables=variables):
+                return self._catalog.render(template_id, locale, variables, self.policy.rules.limits)
+            case RenderedContent() as ready:
+                return ready
+
+    def _message(
+        self, command: Command, content: RenderedContent | Rendered, delivery_id: UUID, date: datetime
+    ) -> bytes:
+        message = build_message(
+            MessageParts(
+                message_id=f"{delivery_id}@{self.policy.sender.domain}",
+                date=date,
+                sender=self.policy.sender,
+                to=command.to,
+                cc=command.cc,
+                reply_to=command.reply_to,
+                subject=content.subject,
+                text=content.text,
+                html=content.html,
+                attachments=command.attachments,
+                headers=AUTOMATIC,
+            ),
+            boundary_seed=str(delivery_id),
+        )
+        if len(message) > self.policy.rules.limits.message_bytes:
+            raise CommandError(
+                FailureCode.TOO_LARGE,
+                "payload",
+                f"makes a message larger than {self.policy.rules.limits.message_bytes} bytes",
+            )
+        return message
+
+    def _expires_at(self, command: Command, now_s: float) -> datetime | None:
+        if command.expires_at_ms is not None:
+            if command.expires_at_ms <= now_s * 1000:
+                raise CommandError(FailureCode.INVALID_FIELD, "expires_at_ms", "is in the past")
+            return _instant(command.expires_at_ms)
+        expires_in_s = command.expires_in_s
+        if expires_in_s is None and command.delivery_class is DeliveryClass.AUTH:
+            expires_in_s = self.policy.auth_expiry_s
+        if expires_in_s is None:
+            return None
+        begins_s = max(now_s, (command.send_at_ms or 0) / 1000)
+        return datetime.fromtimestamp(begins_s + expires_in_s, UTC)
+
+    def _supersede_hash(self, command: Command) -> bytes | None:
+        if command.supersede_key is None:
+            return None
+        subject = "\n".join((command.supersede_key, *(mailbox.address for mailbox in command.recipients)))
+        return hashlib.blake2b(subject.encode(), digest_size=16, key=self._store.hash_key).digest()
+
+    def _birth_status(self, new: NewDelivery) -> DeliveryStatus:
+        if self.policy.stub:
+            return DeliveryStatus.SUPPRESSED
+        if new.send_at is None and self._pool.reserve(
+            new.id, new.next_hop, new.delivery_class, new.size_bytes
+        ):
+            return DeliveryStatus.SENDING
+        return DeliveryStatus.RENDERED
+
+    # -- commit ------------------------------------------------------------------------------------------------
+
+    async def _commit(self, batch: list[NewDelivery]) -> Sequence[UUID | KeyHolder]:
+        # Runs in the group commit's own task: a caller that went away can't keep a stored claim from its worker.
+        replica_id = self._replica.id
+        reach(FaultPoint.ACCEPT_BEFORE_COMMIT)
+        try:
+            answers = await self._store.accept(replica_id, batch)
+        except BaseException:
+            # In doubt, some may be stored all the same: the scheduler gives claims without a holder back.
+            for new in batch:
+                self._withdraw(new)
+            raise
+        reach(FaultPoint.ACCEPT_AFTER_COMMIT)
+        for new, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, KeyHolder):
+                self._withdraw(new)
+            elif new.status is DeliveryStatus.SENDING:
+                self._pool.hand_over(_claim_at_birth(replica_id, new), reserved=True)
+            elif new.status is DeliveryStatus.RENDERED:
+                self._on_waiting()
+        reach(FaultPoint.HANDED_OVER)
+        return answers
+
+    def _withdraw(self, new: NewDelivery) -> None:
+        if new.status is DeliveryStatus.SENDING and self._pool.held.get(new.id, new) is None:
+            self._pool.cancel(new.id, new.delivery_class)
+
+    async def _find(self, command: Command, key: str, mark: bytes) -> Accepted | None:
+        holder = (await self._store.find_keys([(command.source, key)])).get((command.source, key))
+        return _replay(holder, mark) if holder else None
+
+
+def _replay(holder: KeyHolder, mark: bytes) -> Accepted:
+    if holder.fingerprint != mark:
+        raise CommandError(
+            FailureCode.IDEMPOTENCY_CONFLICT, "idempotency_key", "was used before for a different command"
+        )
+    return Accepted(holder.delivery_id, holder.first_status, replayed=True)
+
+
+def _claim_at_birth(replica_id: UUID, new: NewDelivery) -> Claim:
+    return Claim(
+        replica_id=replica_id,
+        id=new.id,
+        token=1,
+        source=new.source,
+        delivery_class=new.delivery_class,
+        guarantee=new.guarantee,
+        next_hop=new.next_hop,
+        attempts=0,
+        rungs_used=0,
+        recipient_states=RecipientState.OPEN * len(new.recipients),
+        size_bytes=new.size_bytes,
+        sensitive=new.sensitive,
+        sender=new.sender,
+        recipients=new.recipients,
+        message=new.message,
+    )
+
+
+def _instant(epoch_ms: int | None) -> datetime | None:
+    return None if epoch_ms is None else datetime.fromtimestamp(epoch_ms / 1000, UTC)

@@ -1,0 +1,188 @@
+"""The internal HTTP listener: uvicorn inside our event loop, with the bounds that uvicorn leaves to a proxy.
+
+A request that has not come whole in time is cut, a head or framing that grows without end is refused, connections are
+counted, and a peer that takes its answer too slowly is dropped: all of it without a timer per request. Signals are not
+touched; whoever starts it stops it. Logs nothing: `wiring` says when it began and ended.
+"""
+
+import asyncio
+import socket
+import ssl
+from typing import Any, Final, cast
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+REQUEST_TIMEOUT_S: Final = 30.0
+"""For one request to come whole, head and body; the largest body then needs about 1 MB/s."""
+KEEP_ALIVE_S: Final = 75
+"""For a connection without a request: longer than the pools of usual clients and proxies keep it (60 s)."""
+MAX_CONNECTIONS: Final = 1000
+"""Further ones are closed at once: file descriptors must be left for PostgreSQL and the next hops."""
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""Of a head that needs several reads; one that comes in a single read is bounded by that (256 kB)."""
+MAX_FRAMING_BYTES: Final = 1024 * 1024
+"""Of what is not body behind the head: chunk sizes, extensions, trailers."""
+BACKLOG: Final = 2048
+
+_HEAD_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+)
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """One connection. `late_since` is when what it waits for began, None while nothing is owed to it."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own arguments, handed on
+        super().__init__(**options)
+        self._incomplete_since: float | None = None
+        self._stalled_since: float | None = None
+        self._head_is_open = True
+        self._framing_bytes = 0
+
+    def late_since(self) -> float | None:
+        """Return when the request that is not whole yet, or the answer that is not taken, began (loop time)."""
+        return self._incomplete_since if self._stalled_since is None else self._stalled_since
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to wait for a request, unless there are too many connections."""
+        super().connection_made(cast("asyncio.Transport", transport))
+        self._incomplete_since = self.loop.time()
+        if len(self.connections) > MAX_CONNECTIONS:
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, then judge what is left open."""
+        super().data_received(data)
+        if self._incomplete_since is not None:
+            self._framing_bytes += len(data)
+            if self._framing_bytes > (MAX_HEAD_BYTES if self._head_is_open else MAX_FRAMING_BYTES):
+                self._refuse()
+
+    def on_message_begin(self) -> None:
+        """Note when a request begins."""
+        super().on_message_begin()
+        self._incomplete_since = self.loop.time()
+        self._head_is_open = True
+        self._framing_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        """Note that what comes now is body."""
+        self._head_is_open = False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Tell body from framing."""
+        self._framing_bytes -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note that the request is whole."""
+        self._incomplete_since = None
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """Note when the peer stopped to take its answer."""
+        self._stalled_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Note that it takes it again."""
+        self._stalled_since = None
+        super().resume_writing()
+
+    def _refuse(self) -> None:
+        before: RequestResponseCycle | None = self.cycle
+        if self._head_is_open and (before is None or before.response_complete):
+            self.transport.write(_HEAD_TOO_LARGE)
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+
+class InternalHttpListener:
+    """Serves `app` on `host`:`port` (0: a free port), or on the bound socket `listening`, which it then owns."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        *,
+        listening: socket.socket | None = None,
+        tls: ssl.SSLContext | None = None,
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._listening = listening
+        self._request_timeout_s = request_timeout_s
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                cast("Any", app),  # uvicorn and Starlette spell the same callable differently
+                http=BoundedHttpProtocol,
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                proxy_headers=False,
+                server_header=False,
+                date_header=False,
+                access_log=False,
+                log_config=None,
+                log_level="warning",
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                ssl_context_factory=(lambda _config, _default: tls) if tls else None,
+            )
+        )
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises OSError when the address can't be used."""
+        if self._listening is None:
+            self._listening = listen(self._host, self._port)
+        self._server.config.load()
+        # Its main loop serves signals and the date header only; both are not wanted.
+        self._server.lifespan = self._server.config.lifespan_class(self._server.config)
+        await self._server.startup(sockets=[self._listening])
+        self._watching = asyncio.create_task(self._watch(), name="internal http listener")
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        assert self._listening is not None
+        port: int = self._listening.getsockname()[1]
+        return port
+
+    async def stop(self, timeout_s: float) -> None:
+        """Take no more connections, let requests finish, and cut what takes longer than `timeout_s`."""
+        if self._watching is None:
+            return
+        self._watching.cancel()
+        assert self._listening is not None
+        try:
+            await asyncio.wait_for(self._server.shutdown(sockets=[self._listening]), timeout_s)
+        except TimeoutError:
+            for connection in self._connections():
+                connection.transport.abort()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._request_timeout_s / 30)
+            begun_by = asyncio.get_running_loop().time() - self._request_timeout_s
+            for connection in self._connections():
+                late_since = connection.late_since()
+                if late_since is not None and late_since < begun_by:
+                    connection.transport.abort()
+
+    def _connections(self) -> list[BoundedHttpProtocol]:
+        return cast("list[BoundedHttpProtocol]", list(self._server.server_state.connections))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to `host`:`port`. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # A name that has both, such as localhost: where every client looks.
+    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return socket.create_server(cast("tuple[str, int]", address[:2]), family=family, backlog=BACKLOG)

@@ -1,0 +1,1 @@
+"""How people look after the mail: what they read, and what they may change."""

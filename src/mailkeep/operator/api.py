@@ -1,0 +1,271 @@
+"""The operators' HTTP API (contract section 4.1): reads over the queue, and flush. Off the hot path, so Starlette routes.
+
+Lists are cursor pages; a query parameter that is not known is a fault, since a filter that is silently ignored would show
+the wrong mail. An unknown delivery answers 404, which also serves as the smoke request of a health check. Faults are
+problem documents. The bearer tokens are checked before anything comes here, see `mailkeep.intake.http`.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated, Any, Final, TypeVar
+from uuid import UUID
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mailkeep.core.command import CommandError, FailureCode
+from mailkeep.intake.body import check_content_type, check_json, decode_json, field_error
+from mailkeep.intake.http import DELIVERIES
+from mailkeep.intake.problems import (
+    MEDIA_TYPE,
+    Headers,
+    HttpCode,
+    Problem,
+    ProblemError,
+    make_problem,
+    problem_of,
+)
+from mailkeep.operator.queue import (
+    MAX_PAGE,
+    AttemptView,
+    DeliveryPage,
+    DeliveryQuery,
+    DeliveryView,
+    OperatorQueue,
+    ReplicaView,
+)
+from mailkeep.store.errors import StoreUnavailableError
+from mailkeep.store.postgres import Store
+
+ROOT: Final = DELIVERIES.removesuffix("/deliveries")
+MAX_BODY_BYTES: Final = 4096
+"""Of an operator's request: a filter, no mail."""
+USUAL_PAGE: Final = 50
+
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class ListParameters(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"delivery_class": "class"}
+):
+    """The query parameters of a list; `status` may be given several times, `rule` is what the last failure matched."""
+
+    status: tuple[str, ...] = ()
+    source: str | None = None
+    delivery_class: str | None = None
+    template: str | None = None
+    recipient: str | None = None
+    rule: str | None = None
+    since: Instant | None = None
+    until: Instant | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE)] = USUAL_PAGE
+    cursor: UUID | None = None
+
+
+class NoParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of what takes none."""
+
+
+class FlushRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to make due now; exactly one member is given."""
+
+    delivery_id: UUID | None = None
+    domain: str | None = None
+    next_hop: str | None = None
+    all: bool = False
+
+
+class FlushAnswer(msgspec.Struct, frozen=True):
+    """How many deliveries are due now."""
+
+    flushed: int
+
+
+class AttemptList(msgspec.Struct, frozen=True):
+    """A delivery's attempts in order."""
+
+    attempts: tuple[AttemptView, ...]
+
+
+class ReplicaList(msgspec.Struct, frozen=True):
+    """The replicas that are known."""
+
+    replicas: tuple[ReplicaView, ...]
+
+
+_ENCODER: Final = msgspec.json.Encoder()
+_FLUSH: Final = msgspec.json.Decoder(FlushRequest)
+
+
+def operator_api(store: Store) -> Starlette:
+    """Return the application over `store`."""
+    api = _OperatorApi(OperatorQueue(store))
+    delivery = f"{DELIVERIES}/{{delivery_id}}"
+    app = Starlette(
+        routes=[
+            Route(DELIVERIES, _answering(api.list_deliveries)),
+            Route(delivery, _answering(api.show_delivery)),
+            Route(f"{delivery}/attempts", _answering(api.list_attempts)),
+            Route(f"{ROOT}/queue/flush", _answering(api.flush), methods=["POST"]),
+            Route(f"{ROOT}/dead-letters", _answering(api.list_dead_letters)),
+            Route(f"{ROOT}/replicas", _answering(api.list_replicas)),
+        ],
+        exception_handlers={
+            CommandError: _refuse,
+            ProblemError: _refuse,
+            StoreUnavailableError: _refuse,
+            HTTPException: _refuse_route,
+            Exception: _refuse,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _OperatorApi:
+    """One method for each call; each returns what is encoded as the answer."""
+
+    def __init__(self, queue: OperatorQueue) -> None:
+        self._queue = queue
+
+    async def list_deliveries(self, request: Request) -> DeliveryPage:
+        return await self._page(_parameters(request, ListParameters))
+
+    async def list_dead_letters(self, request: Request) -> DeliveryPage:
+        wanted = _parameters(request, ListParameters)
+        if wanted.status:
+            raise _bad_parameter("status", "is dead_letter here")
+        return await self._page(msgspec.structs.replace(wanted, status=("dead_letter",)))
+
+    async def _page(self, wanted: ListParameters) -> DeliveryPage:
+        query = DeliveryQuery(
+            wanted.status,
+            wanted.source,
+            wanted.delivery_class,
+            wanted.template,
+            wanted.recipient,
+            wanted.rule,
+            wanted.since,
+            wanted.until,
+        )
+        try:
+            return await self._queue.page(query, wanted.limit, wanted.cursor)
+        except CommandError as fault:
+            raise _bad_parameter(fault.field, fault.message) from None
+
+    async def show_delivery(self, request: Request) -> DeliveryView:
+        _parameters(request, NoParameters)
+        delivery_id = _delivery_id(request)
+        delivery = await self._queue.delivery(delivery_id) if delivery_id else None
+        return _found(delivery)
+
+    async def list_attempts(self, request: Request) -> AttemptList:
+        _parameters(request, NoParameters)
+        delivery_id = _delivery_id(request)
+        attempts = await self._queue.attempts(delivery_id) if delivery_id else None
+        return AttemptList(_found(attempts))
+
+    async def list_replicas(self, request: Request) -> ReplicaList:
+        _parameters(request, NoParameters)
+        return ReplicaList(await self._queue.replicas())
+
+    async def flush(self, request: Request) -> FlushAnswer:
+        _parameters(request, NoParameters)
+        wanted = await _body(request, _FLUSH)
+        given = [name for name in ("delivery_id", "domain", "next_hop", "all") if getattr(wanted, name)]
+        if len(given) != 1:
+            raise CommandError(
+                FailureCode.MISSING_FIELD, "", "needs exactly one of: delivery_id, domain, next_hop, all"
+            )
+        flushed = await self._queue.flush(
+            delivery_id=wanted.delivery_id, domain=wanted.domain, next_hop=wanted.next_hop
+        )
+        return FlushAnswer(flushed)
+
+
+def _answering(
+    call: Callable[[Request], Awaitable[msgspec.Struct]],
+) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        return Response(_ENCODER.encode(await call(request)), media_type="application/json")
+
+    return answer
+
+
+# -- requests ----------------------------------------------------------------------------------------------------
+
+P = TypeVar("P")
+
+
+def _parameters(request: Request, kind: type[P]) -> P:
+    given: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name == "status":
+            given.setdefault(name, []).append(value)
+        elif name in given:
+            raise _bad_parameter(name, "is given twice")
+        else:
+            given[name] = value
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as fault:
+        wrong = field_error(fault)
+        raise ProblemError(problem_of(wrong, status=400)) from None
+
+
+def _bad_parameter(name: str, why: str) -> ProblemError:
+    return ProblemError(problem_of(CommandError(FailureCode.INVALID_FIELD, name, why), status=400))
+
+
+def _delivery_id(request: Request) -> UUID | None:
+    try:
+        return UUID(request.path_params["delivery_id"])
+    except ValueError:
+        return None
+
+
+async def _body(request: Request, decoder: "msgspec.json.Decoder[P]") -> P:
+    check_content_type(dict(request.headers.raw))
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            detail = f"the body is larger than {MAX_BODY_BYTES} bytes"
+            raise ProblemError(make_problem(FailureCode.TOO_LARGE, detail, status=413))
+    check_json(body)
+    return decode_json(body, decoder)
+
+
+# -- answers -----------------------------------------------------------------------------------------------------
+
+
+def _found(read: P | None) -> P:
+    if read is None:
+        raise ProblemError(make_problem(HttpCode.NOT_FOUND, "no delivery has this id"))
+    return read
+
+
+async def _refuse(_request: Request, fault: Exception) -> Response:
+    return _problem_response(problem_of(fault))
+
+
+async def _refuse_route(_request: Request, fault: Exception) -> Response:
+    assert isinstance(fault, HTTPException)
+    if fault.status_code == 405:
+        methods = (fault.headers or {}).get("Allow", "")
+        problem = make_problem(HttpCode.METHOD_NOT_ALLOWED, f"use one of: {methods}")
+        return _problem_response(problem, ((b"allow", methods.encode()),))
+    return _problem_response(make_problem(HttpCode.NOT_FOUND, "this path is not part of the API"))
+
+
+def _problem_response(problem: Problem, headers: Headers = ()) -> Response:
+    return Response(
+        _ENCODER.encode(problem),
+        status_code=problem.status,
+        headers={name.decode(): value.decode() for name, value in (*problem.headers, *headers)},
+        media_type=MEDIA_TYPE.decode(),
+    )

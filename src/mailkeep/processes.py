@@ -1,0 +1,93 @@
+"""Several processes of one service on one machine: each a replica of its own, all listening on one socket.
+
+A child that dies is replaced, after a growing pause if it keeps dying; its mail goes on at once with its siblings. The
+supervisor holds no state of any message.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import FrameType
+from typing import Final
+
+import structlog
+
+RESTART_FIRST_S: Final = 0.5
+RESTART_LAST_S: Final = 30.0
+STEADY_S: Final = 60.0
+"""A child that lived this long starts again without a pause."""
+POLL_S: Final = 0.1
+STOP_MARGIN_S: Final = 5.0
+"""Beyond the children's own shutdown timeout, before they are killed."""
+
+
+class Supervisor:
+    """Runs `count` children of `mailkeep serve` on the socket `listening`; `run` until SIGINT or SIGTERM."""
+
+    def __init__(self, count: int, listening: socket.socket, shutdown_timeout_s: float) -> None:
+        self._listening = listening
+        self._shutdown_timeout_s = shutdown_timeout_s
+        self._children: list[subprocess.Popen[bytes] | None] = [None] * count
+        self._started_at = [0.0] * count
+        self._pause_s = [0.0] * count
+        self._stopping = False
+        self._log = structlog.get_logger("supervisor")
+
+    def run(self) -> int:
+        """Supervise until told to stop; returns the exit code: 0 if every child left in order."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+        while not self._stopping:
+            for index in range(len(self._children)):
+                self._keep(index)
+            time.sleep(POLL_S)
+        return self._wait()
+
+    def _keep(self, index: int) -> None:
+        child = self._children[index]
+        lived_s = time.monotonic() - self._started_at[index]
+        if child is not None:
+            if child.poll() is None:
+                return
+            self._log.error(
+                "process died", pid=child.pid, exit_code=child.returncode, lived_s=round(lived_s, 1)
+            )
+            self._children[index] = None
+            self._pause_s[index] = (
+                RESTART_FIRST_S
+                if lived_s > STEADY_S
+                else min(max(self._pause_s[index] * 2, RESTART_FIRST_S), RESTART_LAST_S)
+            )
+            self._started_at[index] = time.monotonic()
+            return
+        if lived_s >= self._pause_s[index]:
+            self._children[index] = self._spawn()
+            self._started_at[index] = time.monotonic()
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        number = self._listening.fileno()
+        command = [sys.executable, "-m", "mailkeep", "serve", "--listen-fd", str(number)]
+        # A session of its own: Ctrl-C reaches the supervisor alone, which stops the children in order.
+        return subprocess.Popen(command, pass_fds=[number], env=os.environ, start_new_session=True)  # noqa: S603 - our own module
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _wait(self) -> int:
+        children = [child for child in self._children if child is not None]
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                child.terminate()
+        ends_at = time.monotonic() + self._shutdown_timeout_s + STOP_MARGIN_S
+        for child in children:
+            try:
+                child.wait(max(ends_at - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                self._log.error("process did not stop in time and is killed", pid=child.pid)
+                child.kill()
+                child.wait()
+        return int(any(child.returncode for child in children))

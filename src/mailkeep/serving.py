@@ -1,0 +1,78 @@
+"""Runs the service in this process until it is told to stop, or supervises several processes that do.
+
+Exit codes: 0 stopped in order, 69 (EX_UNAVAILABLE) a server it needs is away, 78 (EX_CONFIG) the configuration can't be
+used, 1 a worker failed.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+from typing import Final
+
+import structlog
+import uvloop
+
+from mailkeep.processes import Supervisor
+from mailkeep.settings import Settings
+from mailkeep.telemetry import log
+from mailkeep.wiring import Service, StartError
+
+EXIT_FAILED: Final = 1
+EXIT_UNAVAILABLE: Final = 69
+EXIT_CONFIG: Final = 78
+BACKLOG: Final = 2048
+ORPHAN_LOOK_S: Final = 1.0
+
+
+def serve(settings: Settings, *, processes: int = 1, listen_fd: int | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code. With `listen_fd` this is a child of a supervisor."""
+    log.configure(settings.log_level, settings.log_format)
+    if processes > 1:
+        address = settings.internal_http_addr
+        try:
+            listening = socket.create_server((address.host, address.port), backlog=BACKLOG)
+        except OSError as fault:
+            structlog.get_logger("supervisor").error(
+                "can't listen", host=address.host, port=address.port, error=fault.strerror
+            )
+            return EXIT_CONFIG
+        return Supervisor(processes, listening, settings.shutdown_timeout_s).run()
+    listening_socket = None if listen_fd is None else socket.socket(fileno=listen_fd)
+    return uvloop.run(_serve(settings, listening_socket))
+
+
+async def _serve(settings: Settings, listening: socket.socket | None) -> int:
+    logger = structlog.get_logger("service")
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    try:
+        service = await Service.start(settings, listening)
+    except StartError as fault:
+        logger.error("can't start", error=str(fault))  # noqa: TRY400 - one clear line, no traceback
+        return EXIT_UNAVAILABLE if fault.unavailable else EXIT_CONFIG
+    # What lives now lives for ever: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    waits = [asyncio.create_task(stopping.wait()), asyncio.create_task(service.wait())]
+    if listening is not None:
+        waits.append(asyncio.create_task(_until_orphaned()))
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    failed = waits[1].done()
+    for wait in waits:
+        wait.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        if failed:
+            logger.critical("a worker failed; stopping", exc_info=waits[1].exception())
+    await service.stop()
+    logger.info("service stopped")
+    return EXIT_FAILED if failed else 0
+
+
+async def _until_orphaned() -> None:
+    parent = os.getppid()
+    while os.getppid() == parent:  # noqa: ASYNC110 - nothing tells a process that its parent died
+        await asyncio.sleep(ORPHAN_LOOK_S)

@@ -1,0 +1,75 @@
+"""The envelope: one message as it is handed to the SMTP client, and the last wall before the wire.
+
+Addresses and message bytes come validated from intake and our own writer; they are checked here once more, so that no
+CR, LF, NUL or `>` ever changes the meaning of a command and no bare line end or stray dot the end of a message
+("SMTP smuggling"). Nothing here repairs: what fails is not sent.
+"""
+
+import re
+from typing import Final
+
+import msgspec
+
+_UTF8_LOCAL: Final = r"[^\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff\"(),:;<>@\[\\\]]+"
+_QUOTED_LOCAL: Final = r'"(?:[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"\\]|\\[\x20-\x7e])*"'
+_DOMAIN: Final = r"[A-Za-z0-9_.-]+|\[[A-Za-z0-9.:]+\]"
+_ADDRESS: Final = re.compile(f"(?:{_UTF8_LOCAL}|{_QUOTED_LOCAL})@(?:{_DOMAIN})")
+
+
+class UnsafeEnvelopeError(ValueError):
+    """The envelope would not survive the wire unchanged. The message says why and repeats nothing of it."""
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """One message for the recipients that are still open.
+
+    `recipients` are pairs of ordinal and address, `sender` may be empty (a bounce), `message` has CRLF lines and is not
+    dot-stuffed. `smtputf8` and `eightbit` say what the message needs of the server.
+    """
+
+    delivery_id: str
+    sender: str
+    recipients: tuple[tuple[int, str], ...]
+    message: bytes
+    smtputf8: bool = False
+    eightbit: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse an envelope for nobody."""
+        if not self.recipients:
+            raise ValueError("an envelope needs a recipient")
+
+    @property
+    def addresses(self) -> list[str]:
+        """The recipients' addresses, in order."""
+        return [address for _, address in self.recipients]
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        """Whether only a server with SMTPUTF8 (RFC 6531) can take it."""
+        return self.smtputf8 or not "".join([self.sender, *self.addresses]).isascii()
+
+    @property
+    def needs_8bitmime(self) -> bool:
+        """Whether only a server with 8BITMIME (RFC 6152) can take it."""
+        return self.eightbit or not self.message.isascii()
+
+
+def check_safe(envelope: Envelope) -> None:
+    """Raise `UnsafeEnvelopeError` unless every address fits a command and every line of the message ends in CR LF."""
+    if envelope.sender and not _ADDRESS.fullmatch(envelope.sender):
+        raise UnsafeEnvelopeError("the sender is not an address that fits a command")
+    if not all(map(_ADDRESS.fullmatch, envelope.addresses)):
+        raise UnsafeEnvelopeError("a recipient is not an address that fits a command")
+    message = envelope.message
+    line_ends = message.count(b"\r\n")
+    if message.count(b"\n") != line_ends or message.count(b"\r") != line_ends or b"\0" in message:
+        raise UnsafeEnvelopeError("the message has a bare CR or LF, or a NUL")
+
+
+def dot_stuffed(message: bytes) -> bytes:
+    """Return `message` with a dot before each leading dot (RFC 5321 section 4.5.2), ending in CR LF."""
+    stuffed = message.replace(b"\r\n.", b"\r\n..")
+    if stuffed.startswith(b"."):
+        stuffed = b"." + stuffed
+    return stuffed if stuffed.endswith(b"\r\n") else stuffed + b"\r\n"

@@ -1,0 +1,63 @@
+"""What the store raises, and the one seam where the driver's errors become ours.
+
+StoreError
+├── StoreUnavailableError   PostgreSQL is away, restarting, full, read-only or too slow; nothing was lost
+│   └── .in_doubt           True: the statement may have been committed; ask by id before repeating it
+└── StoreRefusedError       PostgreSQL refused the data itself; repeating it cannot help
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import asyncpg
+
+
+class StoreError(Exception):
+    """Something is wrong with the store."""
+
+
+class StoreUnavailableError(StoreError):
+    """PostgreSQL can't answer now. With `in_doubt` the last statement may have been committed all the same."""
+
+    def __init__(self, message: str, *, in_doubt: bool) -> None:
+        super().__init__(message)
+        self.in_doubt = in_doubt
+
+
+class StoreRefusedError(StoreError):
+    """PostgreSQL refused the data."""
+
+
+_REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+_SURELY_NOT_COMMITTED = (
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InsufficientResourcesError,  # disk full, out of memory
+    asyncpg.TransactionRollbackError,  # serialization failure, deadlock
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the driver's exceptions into `StoreError`s; programming faults pass through untouched."""
+    try:
+        yield
+    except _REFUSED as fault:
+        raise StoreRefusedError(type(fault).__name__) from fault
+    except _SURELY_NOT_COMMITTED as fault:
+        raise StoreUnavailableError(f"PostgreSQL: {fault}", in_doubt=False) from fault
+    except (
+        TimeoutError,
+        asyncpg.PostgresConnectionError,
+        asyncpg.OperatorInterventionError,
+        asyncpg.InternalClientError,
+        asyncpg.InterfaceError,
+        OSError,
+    ) as fault:
+        raise StoreUnavailableError(
+            f"PostgreSQL: {str(fault) or type(fault).__name__}", in_doubt=True
+        ) from fault

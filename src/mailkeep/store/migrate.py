@@ -1,0 +1,94 @@
+"""Forward migrations: `migrations/NNNN_name.sql`, applied in order, in one transaction, under an advisory lock.
+
+Ten processes may start at once: one applies, the others wait for its commit and find nothing left to do. A process
+killed half-way leaves nothing behind. A file that changed after it was applied stops the start.
+"""
+
+import hashlib
+from importlib.resources import files
+from typing import Final, TypeAlias
+
+import asyncpg
+import msgspec
+
+Connection: TypeAlias = (
+    "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+)
+
+LOCK_KEY: Final = 0x6D61696C  # "mail"
+
+
+class Migration(msgspec.Struct, frozen=True):
+    """One step of the schema."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the statement text, hexadecimal."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+class MigrationError(Exception):
+    """The schema can't be brought to what this build needs; the message says why and what to do."""
+
+
+def migrations() -> tuple[Migration, ...]:
+    """Return every migration of this build in order."""
+    folder = files(__package__) / "migrations"
+    found = sorted(
+        (entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name
+    )
+    return tuple(
+        Migration(int(entry.name[:4]), entry.name[5:].removesuffix(".sql"), entry.read_text(encoding="utf-8"))
+        for entry in found
+    )
+
+
+async def migrate(connection: Connection) -> list[Migration]:
+    """Apply what is missing and return it. Raises `MigrationError`; PostgreSQL's own errors pass through."""
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK_KEY)
+        await _ensure_schema(connection)
+        applied = {
+            row["version"]: row["checksum"]
+            for row in await connection.fetch("SELECT version, checksum FROM mail.schema_migrations")
+        }
+        missing = []
+        for migration in migrations():
+            if migration.version not in applied:
+                missing.append(migration)
+                await connection.execute(migration.sql)
+                await connection.execute(
+                    "INSERT INTO mail.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
+                    migration.version,
+                    migration.name,
+                    migration.checksum,
+                )
+            elif applied[migration.version] != migration.checksum:
+                raise MigrationError(
+                    f"migration {migration.version:04d}_{migration.name} differs from the one this database has; "
+                    "a released migration must never change: use the build that made this database, or a newer one"
+                )
+        return missing
+
+
+async def schema_version(connection: Connection) -> int | None:
+    """Return the newest applied version, or None when the schema isn't there."""
+    if await connection.fetchval("SELECT to_regclass('mail.schema_migrations')") is None:
+        return None
+    version: int | None = await connection.fetchval("SELECT max(version) FROM mail.schema_migrations")
+    return version
+
+
+async def _ensure_schema(connection: Connection) -> None:
+    # Looked up first: CREATE SCHEMA IF NOT EXISTS asks for the right to create even where nothing is to be created.
+    if await connection.fetchval("SELECT to_regnamespace('mail')") is None:
+        await connection.execute("CREATE SCHEMA mail")
+    if await connection.fetchval("SELECT to_regclass('mail.schema_migrations')") is None:
+        await connection.execute(
+            "CREATE TABLE mail.schema_migrations (version integer PRIMARY KEY, name text NOT NULL,"
+            " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )

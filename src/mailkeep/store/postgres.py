@@ -1,0 +1,338 @@
+"""The store: every statement of the queue behind one verb each.
+
+A verb is one statement and one commit; none holds a transaction open across anything else. Verbs raise `StoreError`s
+only. The verbs of the hot path (`accept`, `finish`) take batches; `GroupCommit` makes them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, Guarantee, RecipientState, Source
+from mailkeep.core.outcome import Severity
+from mailkeep.core.queue import (
+    POISON_TAKEOVERS,
+    SUSPECT_TAKEOVERS,
+    Claim,
+    ClaimKey,
+    FinishedAttempt,
+    KeyHolder,
+    NewDelivery,
+)
+from mailkeep.store.errors import StoreRefusedError, translated
+from mailkeep.store.migrate import Connection, migrate
+from mailkeep.store.queries import query
+
+COMMAND_TIMEOUT_S: Final = 30.0
+"""A statement that takes longer is given up as in doubt: a silent network must not hold a worker."""
+CONNECT_TIMEOUT_S: Final = 5.0
+ACQUIRE_TIMEOUT_S: Final = 10.0
+INLINE_MESSAGE_BYTES: Final = 256 * 1024
+"""Messages up to this size come with their claim; larger ones are loaded when their attempt begins."""
+PARTITION_DAYS_BEHIND: Final = 2
+PARTITION_DAYS_AHEAD: Final = 7
+TAKEOVER_BATCH: Final = 1000
+EXPIRE_BATCH: Final = 1000
+
+# The hot statements reach rows by index only. A plan made while the tables were empty would otherwise be kept, with
+# its sequential scans, while they fill.
+_PLANNER: Final = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
+
+
+class Store:
+    """The queue in PostgreSQL. Open it with `Store.open`, close it with `close`."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", hash_key: bytes) -> None:
+        self._pool = pool
+        self.hash_key = hash_key
+
+    @classmethod
+    async def open(cls, dsn: str, *, pool_size: int = 8, application_name: str = "mailkeep") -> "Store":
+        """Connect, bring the schema up to date and return the store.
+
+        Raises `StoreUnavailableError` when PostgreSQL can't be reached, `MigrationError` when the schema can't be used.
+        """
+        with translated():
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=min(2, pool_size),
+                max_size=pool_size,
+                command_timeout=COMMAND_TIMEOUT_S,
+                timeout=CONNECT_TIMEOUT_S,
+                server_settings={"application_name": application_name, "timezone": "UTC", **_PLANNER},
+            )
+            try:
+                async with pool.acquire() as connection:
+                    await migrate(connection)
+                    hash_key: bytes = await connection.fetchval(query("hash_key"))
+                store = cls(pool, hash_key)
+                await store.ensure_partitions()
+            except BaseException:
+                pool.terminate()
+                raise
+            return store
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Close every connection; those still busy after `timeout_s` are cut."""
+        try:
+            await asyncio.wait_for(self._pool.close(), timeout_s)
+        except TimeoutError:
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection for reads; the driver's errors come out as `StoreError`s."""
+        with translated():
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                yield connection
+
+    async def fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
+        """Run the named statement and return its rows."""
+        async with self.connection() as connection:
+            return await connection.fetch(query(name), *arguments)
+
+    # -- intake ------------------------------------------------------------------------------------------------
+
+    async def accept(self, replica_id: UUID, batch: Sequence[NewDelivery]) -> list[UUID | KeyHolder]:
+        """Store a batch in one commit; answers, in order, the id of what was stored or who holds its key already.
+
+        Raises `StoreUnavailableError`; with `in_doubt` ask `find_keys` before repeating.
+        """
+        ordered = sorted(batch, key=lambda new: (new.source, new.idempotency_key))
+        try:
+            rows = await self.fetch("accept", replica_id, *_accept_arguments(ordered))
+        except StoreRefusedError:
+            if len(batch) == 1:
+                raise
+            return await self._accept_singly(replica_id, batch)
+        stored = {row["id"] for row in rows}
+        taken = [new for new in batch if new.id not in stored]
+        holders = await self.find_keys([(new.source, new.idempotency_key) for new in taken]) if taken else {}
+        return [new.id if new.id in stored else holders[new.source, new.idempotency_key] for new in batch]
+
+    async def _accept_singly(self, replica_id: UUID, batch: Sequence[NewDelivery]) -> list[UUID | KeyHolder]:
+        # One entry that PostgreSQL refuses must not take its neighbours with it; nor may its fault hide, so it is
+        # raised once the others are safe.
+        answers: list[UUID | KeyHolder] = []
+        for new in batch:
+            answers.extend(await self.accept(replica_id, [new]))
+        return answers
+
+    async def find_keys(self, keys: Sequence[tuple[Source, str]]) -> dict[tuple[str, str], KeyHolder]:
+        """Return who holds each of the (source, key) pairs that are taken."""
+        rows = await self.fetch("find_keys", [source for source, _ in keys], [key for _, key in keys])
+        return {
+            (row["source"], row["key"]): KeyHolder(
+                row["fingerprint"], row["delivery_id"], DeliveryStatus(row["first_status"])
+            )
+            for row in rows
+        }
+
+    async def notify_due(self) -> None:
+        """Wake the schedulers of every replica."""
+        await self.fetch("notify_due")
+
+    # -- dispatch ----------------------------------------------------------------------------------------------
+
+    async def claim_due(
+        self, replica_id: UUID, wanted: Sequence[tuple[str, DeliveryClass, int]]
+    ) -> list[Claim]:
+        """Claim up to `bound` due deliveries for each (next hop, class, bound) of `wanted`."""
+        rows = await self.fetch(
+            "claim_due",
+            replica_id,
+            [hop for hop, _, _ in wanted],
+            [delivery_class for _, delivery_class, _ in wanted],
+            [bound for _, _, bound in wanted],
+            SUSPECT_TAKEOVERS,
+            INLINE_MESSAGE_BYTES,
+        )
+        return [_claim(replica_id, row) for row in rows if row["status"] == DeliveryStatus.SENDING]
+
+    async def claim_suspect(self, replica_id: UUID, hops: Sequence[str]) -> Claim | None:
+        """Claim one due delivery that has been taken over too often to be sent beside others."""
+        rows = await self.fetch(
+            "claim_suspect", replica_id, SUSPECT_TAKEOVERS, list(hops), INLINE_MESSAGE_BYTES
+        )
+        return _claim(replica_id, rows[0]) if rows else None
+
+    async def expire_due(self) -> int:
+        """End waiting deliveries whose time ran out; answers how many."""
+        return len(await self.fetch("expire_due", EXPIRE_BATCH))
+
+    async def next_due_s(self, hops: Sequence[str], at_most_s: float) -> float | None:
+        """Return the seconds until something waiting for one of `hops` is due (0 if it is), None if nothing waits."""
+        pairs = [(hop, delivery_class) for hop in hops for delivery_class in DeliveryClass]
+        rows = await self.fetch("next_due", [hop for hop, _ in pairs], at_most_s, [name for _, name in pairs])
+        wait_s: float | None = rows[0][0]
+        return None if wait_s is None else max(wait_s, 0.0)
+
+    async def load_message(self, delivery_id: UUID) -> bytes | None:
+        """Return the message bytes of a delivery, or None if its payload is gone."""
+        rows = await self.fetch("load_message", delivery_id)
+        return rows[0]["message"] if rows else None
+
+    async def finish(self, batch: Sequence[FinishedAttempt]) -> dict[UUID, DeliveryStatus]:
+        """Record finished attempts in one commit; answers the new status of each whose claim still held."""
+        rows = await self.fetch("finish", *_finish_arguments(batch))
+        return {row["id"]: DeliveryStatus(row["status"]) for row in rows}
+
+    async def mark_dot(self, claims: Sequence[ClaimKey]) -> set[UUID]:
+        """Commit the intent to send the final dot; answers the ids whose claim still held."""
+        return await self._fenced("mark_dot", claims)
+
+    async def hand_back(self, claims: Sequence[ClaimKey]) -> set[UUID]:
+        """Give claims back untouched; answers the ids whose claim still held."""
+        return await self._fenced("hand_back", claims)
+
+    async def _fenced(self, name: str, claims: Sequence[ClaimKey]) -> set[UUID]:
+        rows = await self.fetch(
+            name,
+            [claim.replica_id for claim in claims],
+            [claim.id for claim in claims],
+            [claim.token for claim in claims],
+        )
+        return {row["id"] for row in rows}
+
+    async def own_claims(self, replica_id: UUID, older_than_s: float) -> dict[UUID, int]:
+        """Return id -> token of the claims the table holds for this replica for longer than `older_than_s`."""
+        rows = await self.fetch("own_claims", replica_id, older_than_s)
+        return {row["id"]: row["claim_token"] for row in rows}
+
+    # -- replicas ----------------------------------------------------------------------------------------------
+
+    async def register_replica(self, replica_id: UUID, host: str, pid: int, version: str) -> datetime:
+        """Make a replica known; answers the database's clock."""
+        rows = await self.fetch("register_replica", replica_id, host, pid, version)
+        now: datetime = rows[0]["last_seen_at"]
+        return now
+
+    async def beat(self, replica_id: UUID, in_flight: int) -> datetime | None:
+        """Say that a replica lives; answers the database's clock, or None when it was declared lost."""
+        rows = await self.fetch("beat", replica_id, in_flight)
+        return rows[0]["last_seen_at"] if rows else None
+
+    async def stop_replica(self, replica_id: UUID) -> None:
+        """Say that a replica left in order; what it still claims is taken over at once."""
+        await self.fetch("stop_replica", replica_id)
+
+    async def mark_lost(self, ttl_s: float) -> list[UUID]:
+        """Declare replicas lost that were silent for longer than `ttl_s`."""
+        return [row["id"] for row in await self.fetch("mark_lost", ttl_s)]
+
+    async def take_over(self) -> dict[UUID, DeliveryStatus]:
+        """Take over a batch of claims of lost and stopped replicas; answers the new status of each."""
+        rows = await self.fetch("take_over", TAKEOVER_BATCH, POISON_TAKEOVERS)
+        return {row["id"]: DeliveryStatus(row["status"]) for row in rows}
+
+    async def ensure_partitions(self) -> None:
+        """Make the partitions of the days around now."""
+        await self.fetch("ensure_partitions", PARTITION_DAYS_BEHIND, PARTITION_DAYS_AHEAD)
+
+
+def _claim(replica_id: UUID, row: asyncpg.Record) -> Claim:
+    return Claim(
+        replica_id=replica_id,
+        id=row["id"],
+        token=row["claim_token"],
+        source=Source(row["source"]),
+        delivery_class=DeliveryClass(row["class"]),
+        guarantee=Guarantee(row["guarantee"]),
+        next_hop=row["next_hop"],
+        attempts=row["attempts"],
+        rungs_used=row["rungs_used"],
+        recipient_states=row["recipient_states"],
+        size_bytes=row["size_bytes"],
+        sensitive=row["sensitive"],
+        accepted_at=row["accepted_at"],
+        sender=row["sender"],
+        recipients=tuple(row["recipients"] or ()),
+        message=row["message"],
+        command=row["command"],
+    )
+
+
+def _accept_arguments(batch: Sequence[NewDelivery]) -> list[list[Any]]:
+    traced = [new for new in batch if new.traceparent]
+    return [
+        [new.id for new in batch],
+        [new.source for new in batch],
+        [new.delivery_class for new in batch],
+        [new.guarantee for new in batch],
+        [new.status for new in batch],
+        [new.next_hop for new in batch],
+        [new.send_at for new in batch],
+        [new.expires_at for new in batch],
+        [_states_at_birth(new) for new in batch],
+        [new.recipient_domain for new in batch],
+        [new.size_bytes for new in batch],
+        [new.sensitive for new in batch],
+        [new.template_id for new in batch],
+        [new.catalog_version for new in batch],
+        [new.locale for new in batch],
+        [new.idempotency_key for new in batch],
+        [new.fingerprint for new in batch],
+        [new.sender for new in batch],
+        ["\n".join(new.recipients) for new in batch],
+        [new.message for new in batch],
+        [new.command for new in batch],
+        [new.supersede_hash for new in batch],
+        [new.parent_id for new in batch],
+        [new.id for new in traced],
+        [new.traceparent for new in traced],
+        [new.id for new in batch for _ in new.recipient_hashes],
+        [digest for new in batch for digest in new.recipient_hashes],
+    ]
+
+
+def _states_at_birth(new: NewDelivery) -> str:
+    state = RecipientState.SUPPRESSED if new.status is DeliveryStatus.SUPPRESSED else RecipientState.OPEN
+    return state * len(new.recipients)
+
+
+def _finish_arguments(batch: Sequence[FinishedAttempt]) -> list[list[Any]]:
+    claims = [finished.claim for finished in batch]
+    outcomes = [finished.outcome for finished in batch]
+    decisions = [finished.decision for finished in batch]
+    return [
+        [claim.replica_id for claim in claims],
+        [claim.id for claim in claims],
+        [claim.token for claim in claims],
+        [decision.status for decision in decisions],
+        [decision.recipient_states for decision in decisions],
+        [decision.wait_s for decision in decisions],
+        [decision.uses_rung for decision in decisions],
+        [decision.dead_letter_cause for decision in decisions],
+        [outcome.status for outcome in outcomes],
+        [outcome.certainty for outcome in outcomes],
+        [outcome.phase for outcome in outcomes],
+        [outcome.severity for outcome in outcomes],
+        [outcome.scope for outcome in outcomes],
+        [outcome.rule for outcome in outcomes],
+        [outcome.code for outcome in outcomes],
+        [outcome.enhanced for outcome in outcomes],
+        [outcome.text for outcome in outcomes],
+        [outcome.duration_ms for outcome in outcomes],
+        [_recipients_json(finished) for finished in batch],
+        [_json(outcome.steps) if outcome.steps else None for outcome in outcomes],
+        [outcome.reason for outcome in outcomes],
+        [finished.message for finished in batch],
+    ]
+
+
+def _recipients_json(finished: FinishedAttempt) -> str | None:
+    # One recipient that was accepted says no more than the attempt itself.
+    recipients = finished.outcome.recipients
+    if len(recipients) == 1 and recipients[0].severity is Severity.SUCCESS:
+        return None
+    return _json(recipients)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

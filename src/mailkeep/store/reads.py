@@ -1,0 +1,267 @@
+"""What operators read and flush: bounded statements over the queue, each by an index, none of which locks a claim out.
+
+A page looks at a bounded number of rows, however many there are and whatever the filter asks: it may come back short, even
+empty, with a cursor to go on from. Addresses come out in clear; whoever shows them masks them. Called by
+`mailkeep.operator`.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from mailkeep.core.delivery import WAITING, AttemptStatus, DeliveryClass, DeliveryStatus, Source
+from mailkeep.core.outcome import RecipientOutcome, Step
+from mailkeep.store.postgres import Store
+
+SCANNED_ROWS: Final = 5000
+"""Rows one filtered page looks at: about 30 ms of PostgreSQL."""
+ATTEMPTS_READ: Final = 200
+"""Attempts shown of one delivery, the last ones; a long outage of its next hop can make thousands."""
+REPLICAS_READ: Final = 500
+"""Replicas shown, the newest ones; retention forgets those that are gone for a day."""
+FLUSH_BATCH: Final = 1000
+"""Rows a flush moves in one commit: short enough to stand in no scheduler's way."""
+
+FIRST_INSTANT: Final = datetime.fromtimestamp(0, UTC)
+FIRST_ID: Final = UUID(int=0)
+END_ID: Final = UUID(int=2**128 - 1)
+
+
+class DeliveryFilter(msgspec.Struct, frozen=True):
+    """Which deliveries to read; what is empty or None lets all through. `since` and `until` go by the time in the id."""
+
+    statuses: frozenset[DeliveryStatus] = frozenset()
+    source: Source | None = None
+    delivery_class: DeliveryClass | None = None
+    template_id: str | None = None
+    rule: str | None = None
+    recipient_hash: bytes | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class QueueFilter(msgspec.Struct, frozen=True):
+    """Which live deliveries to read. `domain` is a lower-case A-label."""
+
+    statuses: frozenset[DeliveryStatus] = frozenset()
+    delivery_class: DeliveryClass | None = None
+    next_hop: str | None = None
+    domain: str | None = None
+    rule: str | None = None
+
+
+class Burial(msgspec.Struct, frozen=True):
+    """Why and when a delivery became a dead letter."""
+
+    cause: str
+    reason: str
+    buried_at: datetime
+
+
+class StoredDelivery(msgspec.Struct, frozen=True):
+    """A delivery as it stands in the table. `recipients` is empty once its payload is erased."""
+
+    id: UUID
+    source: str
+    delivery_class: str
+    guarantee: str
+    status: DeliveryStatus
+    next_hop: str
+    recipient_domain: str
+    recipient_states: str
+    recipients: tuple[str, ...]
+    size_bytes: int
+    attempts: int
+    takeovers: int
+    accepted_at: datetime
+    due_at: datetime | None
+    expires_at: datetime | None
+    finished_at: datetime | None
+    claimed_by: UUID | None
+    claimed_at: datetime | None
+    template_id: str | None
+    catalog_version: str | None
+    locale: str | None
+    last_reason: str | None
+    last_rule: str | None
+    parent_id: UUID | None
+    burial: Burial | None = None
+
+
+class StoredAttempt(msgspec.Struct, frozen=True):
+    """One recorded attempt."""
+
+    number: int
+    status: AttemptStatus
+    certainty: str
+    phase: str | None
+    severity: str | None
+    scope: str | None
+    rule: str | None
+    next_hop: str
+    code: int | None
+    enhanced: str | None
+    reply: str | None
+    replica_id: UUID
+    started_at: datetime
+    finished_at: datetime
+    recipients: tuple[RecipientOutcome, ...]
+    steps: tuple[Step, ...]
+
+
+class StoredReplica(msgspec.Struct, frozen=True):
+    """One replica; `silent_s` is how long ago it was heard of, by the database's clock."""
+
+    id: UUID
+    host: str
+    pid: int
+    version: str
+    started_at: datetime
+    last_seen_at: datetime
+    in_flight: int
+    stopped_at: datetime | None
+    lost_at: datetime | None
+    silent_s: float
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Deliveries, newest id first; `after` is where the next page begins, None at the end."""
+
+    deliveries: tuple[StoredDelivery, ...]
+    after: UUID | None
+
+
+class QueueReads:
+    """Reads and flushes. All verbs raise `StoreUnavailableError` only."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def page(self, wanted: DeliveryFilter, limit: int, after: UUID | None = None) -> Page:
+        """Return up to `limit` deliveries whose id is lower than `after`."""
+        way, rest_is_filtered = _way_in(wanted)
+        end_id = _floor(wanted.until) if wanted.until else END_ID
+        bound = SCANNED_ROWS if rest_is_filtered else limit
+        rows = await self._store.fetch(
+            "read_deliveries",
+            way,
+            _floor(wanted.since) if wanted.since else FIRST_ID,
+            min(end_id, after) if after else end_id,
+            wanted.recipient_hash,
+            bound,
+            sorted(wanted.statuses) or None,
+            wanted.source,
+            wanted.delivery_class,
+            wanted.template_id,
+            wanted.rule,
+            limit,
+        )
+        found = tuple(_delivery(row) for row in rows if row["id"] is not None)
+        if len(found) == limit:
+            return Page(found, found[-1].id)
+        return Page(found, rows[0]["horizon"] if rows[0]["scanned"] == bound else None)
+
+    async def delivery(self, delivery_id: UUID) -> StoredDelivery | None:
+        """Return one delivery, None if there is none with this id."""
+        if delivery_id == END_ID:
+            return None
+        next_id = UUID(int=delivery_id.int + 1)
+        rows = await self._store.fetch(
+            "read_deliveries", "id", delivery_id, next_id, None, 1, None, None, None, None, None, 1
+        )
+        return _delivery(rows[0]) if rows[0]["id"] is not None else None
+
+    async def attempts(self, delivery_id: UUID) -> tuple[StoredAttempt, ...]:
+        """Return the recorded attempts of a delivery in order, at most the last `ATTEMPTS_READ`."""
+        rows = await self._store.fetch("read_attempts", delivery_id, ATTEMPTS_READ)
+        return tuple(_attempt(row) for row in reversed(rows))
+
+    async def queue(self, wanted: QueueFilter, limit: int) -> tuple[StoredDelivery, ...]:
+        """Return up to `limit` deliveries that are waiting, sending or held, the one due longest first."""
+        rows = await self._store.fetch(
+            "read_queue",
+            limit,
+            sorted(wanted.statuses) or None,
+            wanted.delivery_class,
+            wanted.next_hop,
+            wanted.domain,
+            wanted.rule,
+        )
+        return tuple(map(_delivery, rows))
+
+    async def replicas(self) -> tuple[StoredReplica, ...]:
+        """Return the replicas that are known, the newest first."""
+        rows = await self._store.fetch("read_replicas", REPLICAS_READ)
+        return tuple(msgspec.convert(dict(row), StoredReplica) for row in rows)
+
+    async def flush_one(self, delivery_id: UUID) -> int:
+        """Make one delivery due now; 0 if it is not waiting."""
+        return len(await self._store.fetch("flush_one", delivery_id))
+
+    async def flush(self, *, next_hop: str | None = None, domain: str | None = None) -> int:
+        """Make all waiting deliveries due that failed before, or those of a next hop or recipient domain.
+
+        Moves them in batches, each its own commit, and answers how many there were. Scheduled mail that was never tried
+        keeps its time.
+        """
+        rows = await self._store.fetch("read_waiting_hops")
+        hops = [row["name"] for row in rows if next_hop in (None, row["name"])]
+        counts = [await self._flush_lane(hop, name, domain) for hop in hops for name in DeliveryClass]
+        return sum(counts)
+
+    async def _flush_lane(self, next_hop: str, delivery_class: DeliveryClass, domain: str | None) -> int:
+        total, due_at, last_id = 0, FIRST_INSTANT, FIRST_ID
+        while True:
+            rows = await self._store.fetch(
+                "flush", next_hop, delivery_class, due_at, last_id, domain, FLUSH_BATCH
+            )
+            total += len(rows)
+            if len(rows) < FLUSH_BATCH:
+                return total
+            due_at, last_id = rows[-1]["due_at"], rows[-1]["id"]
+
+
+def _way_in(wanted: DeliveryFilter) -> tuple[str, bool]:
+    """Return the most selective index for `wanted`, and whether it leaves anything to filter row by row."""
+    others = any((wanted.source, wanted.delivery_class, wanted.template_id, wanted.rule))
+    if wanted.recipient_hash is not None:
+        return "recipient", others or bool(wanted.statuses)
+    for way, covered in _STATUS_WAYS:
+        if wanted.statuses and wanted.statuses <= covered:
+            return way, others or wanted.statuses < covered
+    return "id", others or bool(wanted.statuses)
+
+
+_STATUS_WAYS: Final[Sequence[tuple[str, frozenset[DeliveryStatus]]]] = (
+    ("waiting", WAITING),
+    ("sending", frozenset({DeliveryStatus.SENDING})),
+    ("held", frozenset({DeliveryStatus.HELD})),
+    ("dead_letter", frozenset({DeliveryStatus.DEAD_LETTER})),
+)
+
+
+def _floor(instant: datetime) -> UUID:
+    """Return the lowest UUIDv7 of the millisecond `instant`; before 1970, the lowest of all."""
+    return UUID(int=max(int(instant.timestamp() * 1000), 0) << 80)
+
+
+def _delivery(row: asyncpg.Record) -> StoredDelivery:
+    fields = dict(row)
+    cause = fields.get("cause")
+    fields |= {
+        "delivery_class": fields["class"],
+        "recipients": tuple(fields["recipients"] or ()),
+        "burial": Burial(cause, fields["burial_reason"], fields["buried_at"]) if cause else None,
+    }
+    return msgspec.convert(fields, StoredDelivery)
+
+
+def _attempt(row: asyncpg.Record) -> StoredAttempt:
+    fields = dict(row)
+    for name, kind in (("recipients", tuple[RecipientOutcome, ...]), ("steps", tuple[Step, ...])):
+        fields[name] = msgspec.json.decode(fields[name] or "[]", type=kind)
+    return msgspec.convert(fields, StoredAttempt)

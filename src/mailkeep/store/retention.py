@@ -1,0 +1,82 @@
+"""What retention removes, and in which order; called by the retention worker only."""
+
+from typing import Final
+
+import msgspec
+
+from mailkeep.store.postgres import Store
+
+DELETE_BATCH: Final = 5000
+"""Rows a statement: short enough to stand in nobody's way."""
+
+
+class Swept(msgspec.Struct, frozen=True):
+    """How much one sweep removed."""
+
+    days_dropped: int = 0
+    payload_days_dropped: int = 0
+    deliveries_deleted: int = 0
+    payloads_deleted: int = 0
+    keys_deleted: int = 0
+    replicas_deleted: int = 0
+
+    def as_fields(self) -> dict[str, int]:
+        """Return the counts that are not zero."""
+        return {name: count for name, count in msgspec.structs.asdict(self).items() if count}
+
+
+class Retention:
+    """Sweeps by the ages given in seconds; all of them count from the end of a delivery."""
+
+    def __init__(self, store: Store, *, delivery_s: float, payload_s: float, key_s: float) -> None:
+        self._store = store
+        self._delivery_s = delivery_s
+        self._payload_s = payload_s
+        self._key_s = key_s
+
+    async def sweep(self) -> Swept:
+        """Remove what is old enough and make the partitions of the days to come. Raises `StoreUnavailableError`."""
+        await self._store.ensure_partitions()
+        days_dropped = payload_days = deliveries = payloads = 0
+        for day in await self._days("deliveries"):
+            if await self._ended(day, self._delivery_s):
+                days_dropped += await self._drop(day, ("payloads", "attempts", "recipients", "deliveries"))
+            else:
+                deliveries += await self._delete("delete_old_deliveries", day, self._delivery_s)
+        for day in await self._days("payloads"):
+            if await self._ended(day, self._payload_s):
+                payload_days += await self._drop(day, ("payloads",))
+            else:
+                payloads += await self._delete("delete_old_payloads", day, self._payload_s)
+        return Swept(
+            days_dropped=days_dropped,
+            payload_days_dropped=payload_days,
+            deliveries_deleted=deliveries,
+            payloads_deleted=payloads,
+            keys_deleted=await self._delete_keys(),
+            replicas_deleted=len(await self._store.fetch("delete_old_replicas")),
+        )
+
+    async def _days(self, table: str) -> list[str]:
+        rows = await self._store.fetch("partition_days", table)
+        return [row["day"] for row in rows]
+
+    async def _ended(self, day: str, age_s: float) -> bool:
+        rows = await self._store.fetch("day_has_ended", day, age_s)
+        return bool(rows[0][0])
+
+    async def _drop(self, day: str, tables: tuple[str, ...]) -> int:
+        rows = await self._store.fetch("drop_day", day, list(tables))
+        return int(rows[0][0])
+
+    async def _delete(self, name: str, day: str, age_s: float) -> int:
+        total = 0
+        while deleted := len(await self._store.fetch(name, day, age_s, DELETE_BATCH)):
+            total += deleted
+        return total
+
+    async def _delete_keys(self) -> int:
+        total = 0
+        while deleted := len(await self._store.fetch("delete_old_keys", self._key_s, DELETE_BATCH)):
+            total += deleted
+        return total

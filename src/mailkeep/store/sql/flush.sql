@@ -1,0 +1,22 @@
+-- Make up to $6 deliveries of next hop $1 and class $2 due now that wait for a later attempt; waiting -> waiting.
+-- Goes on after ($3, $4), the due_at and id that the batch before ended with, so that each is met once. $5 is a domain
+-- or null. What was never tried waits for its `send_at` and is left alone. Locks with SKIP LOCKED by deliveries_due:
+-- whoever holds a row is about to move it on.
+WITH later AS (
+    SELECT id, due_at
+    FROM mail.deliveries
+    WHERE next_hop = $1::text AND class = $2::text AND status IN ('queued', 'rendered')
+      AND due_at > mail.now() AND (due_at, id) > ($3::timestamptz, $4::uuid)
+      AND attempts > 0
+      AND ($5::text IS NULL OR recipient_domain = $5)
+    ORDER BY due_at, id
+    LIMIT $6::int
+    FOR UPDATE SKIP LOCKED
+), flushed AS (
+    UPDATE mail.deliveries d
+    SET due_at = mail.now()
+    FROM later
+    WHERE d.id = later.id AND d.status IN ('queued', 'rendered')
+    RETURNING d.id
+)
+SELECT later.id, later.due_at FROM later JOIN flushed USING (id) ORDER BY later.due_at, later.id

@@ -1,0 +1,156 @@
+"""Every log event of Mailkeep, declared once: what it means and what to do about it.
+
+The event is the literal first argument of the log call, so that a line in a log is found in the code by searching for it.
+A test holds this table against the calls in `src`; the reference page is generated from it. To log something new, add a
+row. `alert` is for the person on call; empty means that nobody need look.
+"""
+
+from typing import Final
+
+import msgspec
+
+
+class LogEvent(msgspec.Struct, frozen=True):
+    """One kind of line: who writes it (`logger`), its text, its meaning, and when it deserves a person."""
+
+    logger: str
+    event: str
+    meaning: str
+    alert: str = ""
+
+
+LOG_EVENTS: Final = (
+    LogEvent(
+        "service",
+        "can't start",
+        "The configuration can't be used or a server is away; `error` says which.",
+        alert="always",
+    ),
+    LogEvent(
+        "service",
+        "internal http listener started",
+        "The internal HTTP API takes requests; everything below it runs.",
+    ),
+    LogEvent(
+        "service",
+        "internal http listener stopped",
+        "No request is taken any more; those in flight were answered.",
+    ),
+    LogEvent(
+        "service",
+        "a worker failed; stopping",
+        "A fault of ours ended a worker; the process stops, its mail is taken over.",
+        alert="always",
+    ),
+    LogEvent(
+        "internal_http",
+        "request met a fault",
+        "A request was answered 500; `at` is where it happened. Repeating it with its key is safe.",
+        alert="always: a fault of ours",
+    ),
+    LogEvent("service", "service stopped", "The process ends in order."),
+    LogEvent("supervisor", "can't listen", "The address of the internal HTTP API is taken.", alert="always"),
+    LogEvent(
+        "supervisor",
+        "process died",
+        "A serving process ended by itself and is replaced; siblings take its mail over.",
+        alert="when repeated",
+    ),
+    LogEvent(
+        "supervisor",
+        "process did not stop in time and is killed",
+        "MAIL_SHUTDOWN_TIMEOUT was too short for what was in flight; it is taken over.",
+        alert="when repeated",
+    ),
+    LogEvent("replica", "replica heartbeat started", "This process is a replica; `replica_id` names it."),
+    LogEvent("replica", "replica heartbeat stopped", "This replica handed back what it held and said so."),
+    LogEvent(
+        "replica",
+        "replica could not say goodbye; others take over after its TTL",
+        "PostgreSQL was away at the stop; nothing is lost.",
+    ),
+    LogEvent(
+        "replica",
+        "heartbeat failed",
+        "PostgreSQL did not answer a beat; from half the TTL on this replica sends nothing.",
+        alert="when it lasts longer than MAIL_REPLICA_TTL",
+    ),
+    LogEvent(
+        "replica",
+        "replica was declared lost and starts anew",
+        "It was silent for longer than MAIL_REPLICA_TTL; others took its deliveries over.",
+        alert="when repeated: the machine stalls or PostgreSQL is slow",
+    ),
+    LogEvent(
+        "takeover_worker",
+        "replica lost",
+        "A replica fell silent; its deliveries are taken over.",
+        alert="always",
+    ),
+    LogEvent(
+        "takeover_worker",
+        "claims taken over",
+        "`count` deliveries of lost replicas wait again; `poisoned` of them became dead letters.",
+        alert="when poisoned is not 0",
+    ),
+    LogEvent("takeover_worker", "takeover waits for PostgreSQL", "Tried again at the next interval."),
+    LogEvent("attempt_scheduler", "attempt scheduler started", "Due deliveries are claimed."),
+    LogEvent("attempt_scheduler", "attempt scheduler stopped", "Nothing more is claimed."),
+    LogEvent("attempt_scheduler", "attempt scheduler waits for PostgreSQL", "Tried again after a pause."),
+    LogEvent(
+        "attempt_scheduler",
+        "could not announce due mail; others find it by themselves",
+        "A wake-up call to other replicas was lost; they look at least every few seconds.",
+    ),
+    LogEvent(
+        "attempt_scheduler",
+        "a claim without a holder is given back",
+        "A claim of this replica was found that no worker works on.",
+        alert="when repeated: a fault of ours",
+    ),
+    LogEvent(
+        "attempt_worker_pool", "attempt worker pool stopped", "`left` attempts were still running then."
+    ),
+    LogEvent(
+        "attempt_worker_pool",
+        "attempt did not deliver",
+        "An attempt ended without acceptance; `reason` says why.",
+    ),
+    LogEvent(
+        "attempt_worker_pool",
+        "attempt failed by a fault of Mailkeep",
+        "An attempt raised; the delivery is tried again, the traceback is in `exception`.",
+        alert="always: a fault of ours",
+    ),
+    LogEvent(
+        "attempt_worker_pool",
+        "breaker changed",
+        "A next hop was found out of service or well again; its mail is parked or released.",
+        alert="when a breaker stays open",
+    ),
+    LogEvent(
+        "attempt_worker_pool",
+        "claim could not be handed back; it is reclaimed later",
+        "PostgreSQL was away at the stop; nothing is lost.",
+    ),
+    LogEvent(
+        "recorder",
+        "claim was lost before its attempt was recorded",
+        "Another replica took the delivery over meanwhile; this outcome changed nothing.",
+        alert="when repeated: replicas stall",
+    ),
+    LogEvent(
+        "recorder",
+        "attempts wait for PostgreSQL to be recorded",
+        "Finished attempts are kept and written later.",
+    ),
+    LogEvent("retention_worker", "retention worker started", "What is old enough is erased from now on."),
+    LogEvent("retention_worker", "retention worker stopped", "Nothing more is erased."),
+    LogEvent("retention_worker", "retention swept", "What one sweep erased, by kind."),
+    LogEvent(
+        "retention_worker", "retention waits for PostgreSQL", "Tried again at the next MAIL_CLEANUP_INTERVAL."
+    ),
+    LogEvent(
+        "due_listener", "listening for due mail interrupted", "Wake-up calls are missed until it reconnects."
+    ),
+)

@@ -1,0 +1,242 @@
+"""The composition root: `Settings` -> running services. The only place that builds adapters and knows every room.
+
+Start: Redis is pinged, PostgreSQL opened and migrated, the catalog parsed, and only then the workers and the listener
+begin; any failure ends the start with one clear line. Stop, bounded by `MAIL_SHUTDOWN_TIMEOUT`: the listener first, then
+attempts finish or are handed back, then clients close.
+"""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import structlog
+
+from mailkeep.core.command import CommandRules
+from mailkeep.dispatch.recorder import Recorder
+from mailkeep.dispatch.replica import Replica
+from mailkeep.dispatch.retention import RetentionWorker
+from mailkeep.dispatch.scheduler import AttemptScheduler
+from mailkeep.dispatch.takeover import TakeoverWorker
+from mailkeep.dispatch.worker import AttemptWorkerPool
+from mailkeep.intake.accept import Accept, AcceptPolicy
+from mailkeep.intake.http import InternalHttpApp
+from mailkeep.intake.listener import InternalHttpListener
+from mailkeep.operator.api import operator_api
+from mailkeep.settings import Endpoint, Settings, SmtpMode
+from mailkeep.smtp.next_hop import NextHop, Timers, TlsMode
+from mailkeep.smtp.pool import Pool
+from mailkeep.smtp.routes import DEFAULT_HOP, SINKHOLE_HOP, Routes
+from mailkeep.store.errors import StoreUnavailableError
+from mailkeep.store.listener import DueListener
+from mailkeep.store.migrate import MigrationError
+from mailkeep.store.postgres import Store
+from mailkeep.store.retention import Retention
+from mailkeep.templates.catalog import SHIPPED_CATALOG, Catalog, CatalogError
+
+STOP_SHARE: Final = 0.9
+"""The share of the shutdown timeout for the listener and the attempts; the rest closes clients."""
+
+
+class StartError(Exception):
+    """The service can't start. `unavailable`: a server it needs is away, so that trying again later may help."""
+
+    def __init__(self, message: str, *, unavailable: bool) -> None:
+        super().__init__(message)
+        self.unavailable = unavailable
+
+
+class Service:
+    """One serving process: a replica with its intake, its dispatch and its workers."""
+
+    def __init__(self, settings: Settings, store: Store, catalog: Catalog) -> None:
+        self._settings = settings
+        self._store = store
+        self._log = structlog.get_logger("service")
+        self._running: list[asyncio.Task[None]] = []
+        hops = next_hops(settings)
+        self.replica = Replica(store, heartbeat_s=settings.replica_heartbeat_s, ttl_s=settings.replica_ttl_s)
+        self._recorder = Recorder(store)
+        self._smtp = Pool(*hops.values())
+        self._workers = AttemptWorkerPool(
+            store=store,
+            replica=self.replica,
+            recorder=self._recorder,
+            smtp=self._smtp,
+            hops=hops,
+            ladders=settings.ladders,
+            concurrency=settings.attempt_worker_concurrency,
+        )
+        self._scheduler = AttemptScheduler(store=store, replica=self.replica, pool=self._workers)
+        self._accept = Accept(
+            store=store,
+            replica=self.replica,
+            pool=self._workers,
+            catalog=catalog,
+            routes=Routes(hops),
+            policy=accept_policy(settings),
+            on_waiting=self._scheduler.announce,
+        )
+        self._listener: InternalHttpListener | None = None
+
+    @classmethod
+    async def start(cls, settings: Settings, listening: socket.socket | None = None) -> "Service":
+        """Start everything and return when mail can be handed in. Raises `StartError`.
+
+        `listening`: an already bound socket for the internal listener, shared by the processes of one service.
+        """
+        catalog = load_catalog(settings)
+        store = await open_store(settings)
+        service = cls(settings, store, catalog)
+        try:
+            await service._begin(listening)
+        except BaseException:
+            await service.stop()
+            raise
+        return service
+
+    async def _begin(self, listening: socket.socket | None) -> None:
+        try:
+            await self.replica.start()
+        except StoreUnavailableError as fault:
+            raise StartError(str(fault), unavailable=True) from fault
+        settings = self._settings
+        retention = Retention(
+            self._store,
+            delivery_s=settings.delivery_retention_s,
+            payload_s=settings.payload_retention_s,
+            key_s=settings.idempotency_ttl_s,
+        )
+        takeover = TakeoverWorker(
+            store=self._store,
+            replica=self.replica,
+            interval_s=settings.replica_heartbeat_s,
+            ttl_s=settings.replica_ttl_s,
+        )
+        assert settings.postgres_dsn is not None
+        self._spawn(DueListener(settings.postgres_dsn.reveal(), self._scheduler.wake).run(), "due listener")
+        self._spawn(self._scheduler.run(), "attempt scheduler")
+        self._spawn(takeover.run(), "takeover worker")
+        self._spawn(RetentionWorker(retention, settings.cleanup_interval_s).run(), "retention worker")
+        app = InternalHttpApp(
+            accept=self._accept,
+            operator=operator_api(self._store),
+            tokens=tuple(token.reveal() for token in settings.internal_http_tokens),
+        )
+        address = settings.internal_http_addr
+        listener = InternalHttpListener(app, address.host, address.port, listening=listening)
+        try:
+            await listener.start()
+        except OSError as fault:
+            raise StartError(
+                f"the internal HTTP listener can't use {address.host}:{address.port}: {fault.strerror or fault}; "
+                "free the port or set MAIL_INTERNAL_HTTP_ADDR",
+                unavailable=False,
+            ) from fault
+        self._listener = listener
+        self._log.info("internal http listener started", port=listener.port)
+
+    @property
+    def http_address(self) -> Endpoint:
+        """Where the internal listener listens."""
+        assert self._listener is not None
+        return Endpoint(self._settings.internal_http_addr.host, self._listener.port)
+
+    async def wait(self) -> None:
+        """Wait until one of the workers ends, which none of them should."""
+        await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        for worker in self._running:
+            if worker.done() and not worker.cancelled():
+                worker.result()
+
+    async def stop(self) -> None:
+        """Stop in order, within the shutdown timeout."""
+        ends_at = time.monotonic() + self._settings.shutdown_timeout_s * STOP_SHARE
+        if self._listener is not None:
+            await self._listener.stop(self._settings.shutdown_timeout_s / 3)
+            self._log.info("internal http listener stopped")
+        await self._accept.drain()
+        for worker in self._running:
+            worker.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._workers.stop(max(ends_at - time.monotonic(), 1.0))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._recorder.drain(), max(ends_at - time.monotonic(), 0.5))
+        await self.replica.stop()
+        await self._smtp.close(1.0)
+        await self._store.close(1.0)
+
+    def _spawn(self, running: Coroutine[Any, Any, None], name: str) -> None:
+        self._running.append(asyncio.create_task(running, name=name))
+
+
+async def open_store(settings: Settings) -> Store:
+    """Open and migrate the store. Raises `StartError` with one clear line."""
+    if settings.postgres_dsn is None:
+        raise StartError(
+            "MAIL_POSTGRES_DSN is not set; set it, or run `mailkeep dev` for an embedded server",
+            unavailable=False,
+        )
+    try:
+        return await Store.open(settings.postgres_dsn.reveal(), pool_size=settings.postgres_pool_size)
+    except StoreUnavailableError as fault:
+        raise StartError(f"can't open {settings.postgres_dsn}: {fault}", unavailable=True) from fault
+    except MigrationError as fault:
+        raise StartError(str(fault), unavailable=False) from fault
+
+
+def load_catalog(settings: Settings) -> Catalog:
+    """Parse the template catalog. Raises `StartError` listing every problem."""
+    try:
+        return Catalog.load(settings.template_dir or SHIPPED_CATALOG)
+    except CatalogError as fault:
+        problems = "; ".join(f"{problem.path}: {problem.message}" for problem in fault.problems)
+        raise StartError(f"the template catalog can't be used: {problems}", unavailable=False) from fault
+
+
+def accept_policy(settings: Settings) -> AcceptPolicy:
+    """Return what this deployment decides for every delivery."""
+    return AcceptPolicy(
+        sender=settings.smtp_from,
+        rules=CommandRules(
+            limits=settings.limits,
+            sinkhole_enabled=settings.sinkhole_addr is not None,
+            guarantees=settings.guarantees,
+        ),
+        stub=settings.smtp_mode is SmtpMode.STUB,
+        auth_expiry_s=int(settings.auth_expiry_s),
+    )
+
+
+def next_hops(settings: Settings) -> dict[str, NextHop]:
+    """Return the next hops by name: the default one, and the sinkhole where there is one."""
+    timers = Timers().capped(settings.smtp_timeout_s, settings.smtp_data_timeout_s)
+    helo_name = settings.smtp_helo_name or socket.getfqdn() or "localhost"
+    hops: dict[str, NextHop] = {}
+    if settings.smtp_addr is not None:
+        hops[DEFAULT_HOP] = NextHop(
+            name=DEFAULT_HOP,
+            host=settings.smtp_addr.host,
+            port=settings.smtp_addr.port,
+            tls=TlsMode(settings.smtp_tls),
+            helo_name=helo_name,
+            username=settings.smtp_username,
+            password=settings.smtp_password.reveal() if settings.smtp_password else None,
+            verify=settings.smtp_tls_verify,
+            ca_file=str(settings.smtp_tls_ca_file) if settings.smtp_tls_ca_file else None,
+            max_connections=settings.smtp_max_connections,
+            timers=timers,
+        )
+    if settings.sinkhole_addr is not None:
+        hops[SINKHOLE_HOP] = NextHop(
+            name=SINKHOLE_HOP,
+            host=settings.sinkhole_addr.host,
+            port=settings.sinkhole_addr.port,
+            tls=TlsMode.NONE,
+            helo_name=helo_name,
+            max_connections=settings.smtp_max_connections,
+            timers=timers,
+        )
+    return hops

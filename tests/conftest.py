@@ -1,0 +1,78 @@
+"""A real PostgreSQL for tests: one cluster a test session (each xdist worker has its own), a fresh database each test."""
+
+import asyncio
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from mailkeep.store.embedded import start_postgres
+from mailkeep.store.postgres import Store
+
+TEMPLATE = "migrated"
+
+
+def run_apart(coroutine):
+    """Run `coroutine` on a loop of another thread, so that sync fixtures leave the test's own loop alone."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+def with_database(dsn, name):
+    """Return `dsn` with another database."""
+    return urlsplit(dsn)._replace(path=f"/{name}").geturl()
+
+
+async def _execute(dsn, statement):
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def _migrate(dsn):
+    store = await Store.open(dsn, pool_size=1)
+    await store.close()
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Run the session's PostgreSQL; yields the DSN of its maintenance database."""
+    data_dir = Path(tempfile.mkdtemp(prefix="mk-pg-"))
+    data_dir.chmod(0o755)  # PostgreSQL may run as another user
+    server = start_postgres(data_dir, fast_unsafe=True)
+    yield server.dsn
+    server.stop()
+    shutil.rmtree(data_dir)
+
+
+@pytest.fixture(scope="session")
+def template_database(cluster):
+    """Make a migrated database that each test's own is copied from."""
+    run_apart(_execute(cluster, f"CREATE DATABASE {TEMPLATE}"))
+    run_apart(_migrate(with_database(cluster, TEMPLATE)))
+    return cluster
+
+
+@pytest.fixture
+def dsn(template_database):
+    """Yield the DSN of a migrated, empty database."""
+    name = f"test_{uuid4().hex[:12]}"
+    create = f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY"
+    run_apart(_execute(template_database, create))
+    yield with_database(template_database, name)
+    run_apart(_execute(template_database, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+async def store(dsn):
+    """Yield a store over an empty database."""
+    opened = await Store.open(dsn, pool_size=4)
+    yield opened
+    await opened.close()

@@ -1,0 +1,150 @@
+"""The named statements: each fits the schema, and the hot ones reach rows of full tables by their index."""
+
+import json
+import re
+
+import pytest
+from queue_kit import HOP, rows
+
+from mailkeep.store.queries import names, query
+
+FILL = f"""
+WITH numbered AS (
+    SELECT n,
+           (to_hex((extract(epoch FROM mail.now()) * 1000)::bigint - n) || '7' || lpad(to_hex(n), 19, '0')) AS hex
+    FROM generate_series(1, 50000) n
+), ided AS (
+    SELECT n, lpad(hex, 32, '0')::uuid AS id, CASE WHEN n % 5 = 0 THEN 'rendered' WHEN n % 50 = 1 THEN 'sending'
+           ELSE 'sent' END AS status
+    FROM numbered
+), delivered AS (
+    INSERT INTO mail.deliveries (id, source, class, guarantee, status, next_hop, accepted_at, due_at, expires_at,
+        finished_at, attempts, claimed_by, claimed_at, recipient_states, recipient_domain, size_bytes, sensitive)
+    SELECT id, 'api', (ARRAY['auth', 'transactional', 'relay'])[1 + n % 3], 'at_least_once', status,
+           CASE WHEN n % 7 = 0 THEN 'other' ELSE '{HOP}' END, mail.now(),
+           CASE WHEN status = 'rendered' THEN mail.now() - n * interval '1 millisecond' END,
+           CASE WHEN n % 2 = 0 THEN mail.now() + interval '1 hour' END,
+           CASE WHEN status = 'sent' THEN mail.now() END, CASE WHEN status = 'sent' THEN 1 ELSE 0 END,
+           CASE WHEN status = 'sending' THEN '0197f3c2-0000-7000-8000-000000000001'::uuid END,
+           CASE WHEN status = 'sending' THEN mail.now() END,
+           CASE WHEN status = 'sent' THEN 's' ELSE 'o' END, 'example.org', 100, false
+    FROM ided
+), kept AS (
+    INSERT INTO mail.payloads (delivery_id, sender, recipients, message)
+    SELECT id, 'a@example.org', '{{b@example.org}}', 'm' FROM ided
+), tried AS (
+    INSERT INTO mail.attempts (delivery_id, number, status, certainty, next_hop, replica_id, claim_token, started_at,
+        finished_at)
+    SELECT id, 1, 'provider_accepted', 'delivered', '{HOP}', id, 1, mail.now(), mail.now() FROM ided
+    WHERE status = 'sent'
+)
+INSERT INTO mail.idempotency_keys (source, key, fingerprint, delivery_id, first_status)
+SELECT 'api', id::text, '\\x00', id, 'sending' FROM ided
+"""
+
+# statement -> (table, end of the name of the index by which it must be reached: partitions name theirs by columns)
+HOT = {
+    "claim_due": ("deliveries", "next_hop_class_due_at_idx"),
+    "claim_suspect": ("deliveries", "idx"),
+    "next_due": ("deliveries", "next_hop_class_due_at_idx"),
+    "expire_due": ("deliveries", "expires_at_idx"),
+    "own_claims": ("deliveries", "claimed_by_idx"),
+    "take_over": ("deliveries", "claimed_by_idx"),
+    "finish": ("deliveries", "pkey"),
+    "hand_back": ("deliveries", "pkey"),
+    "mark_dot": ("deliveries", "pkey"),
+    "load_message": ("payloads", "pkey"),
+    "find_keys": ("idempotency_keys", "idempotency_keys_pkey"),
+    "beat": ("replicas", "replicas_pkey"),
+}
+GROWING = re.compile(r"(deliveries|payloads|attempts|recipients)(_p\d{8})?|idempotency_keys|dead_letters")
+
+
+def _nodes(plan):
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
+
+
+@pytest.fixture
+async def full(store):
+    """A store whose tables hold 50,000 deliveries, a fifth of them due."""
+    await rows(store, FILL)
+    await rows(store, "ANALYZE mail.deliveries, mail.payloads, mail.attempts, mail.idempotency_keys")
+    return store
+
+
+async def _explained(connection, name):
+    """Return the nodes of the plan that a long-lived connection keeps for a statement."""
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    await connection.execute(f"PREPARE {name} AS {query(name)}")
+    (count,) = await connection.fetchrow(
+        "SELECT cardinality(parameter_types) FROM pg_prepared_statements WHERE name = $1", name
+    )
+    arguments = f"({', '.join(['NULL'] * count)})" if count else ""
+    plan = json.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE {name}{arguments}"))
+    return list(_nodes(plan[0]["Plan"]))
+
+
+@pytest.mark.parametrize("name", names())
+async def test_each_statement_fits_the_schema(store, name):
+    """PostgreSQL accepts every named statement against the migrated schema."""
+    async with store.connection() as connection:
+        await connection.execute(f"PREPARE a_statement AS {query(name)}")
+
+
+@pytest.mark.parametrize("name", names())
+def test_each_statement_says_what_it_does(name):
+    """A statement begins with a sentence for its reader."""
+    assert re.match(r"-- [A-Za-z].{20,}", query(name))
+
+
+async def test_hot_statements_reach_rows_by_their_index(full):
+    """With 50,000 rows no hot statement scans a growing table, and each names the index it is meant to use."""
+    faults = []
+    async with full.connection() as connection:
+        for name, (table, index) in HOT.items():
+            nodes = await _explained(connection, name)
+            scanned = [node for node in nodes if node["Node Type"] == "Seq Scan"]
+            faults += [
+                f"{name} scans {node['Relation Name']}" for node in scanned if GROWING.fullmatch(node["Relation Name"])
+            ]
+            used = {
+                node["Index Name"]
+                for node in nodes
+                if "Index Name" in node and str(node.get("Relation Name", node["Index Name"])).startswith(table)
+            }
+            if not any(found.endswith(index) for found in used):
+                faults.append(f"{name} uses {sorted(used) or 'no index'}, not {index}")
+    assert faults == []
+
+
+async def _rows_read(connection, name, arguments):
+    """Run a statement and return how many rows its scans of deliveries looked at."""
+    await connection.execute(f"PREPARE {name} AS {query(name)}")
+    explained = await connection.fetchval(
+        f"EXPLAIN (ANALYZE, TIMING OFF, SUMMARY OFF, FORMAT JSON) EXECUTE {name}({arguments})"
+    )
+    return sum(
+        node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+        for node in _nodes(json.loads(explained)[0]["Plan"])
+        if str(node.get("Relation Name", "")).startswith("deliveries") and "Scan" in node["Node Type"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (
+            "claim_due",
+            f"gen_random_uuid(), '{{{HOP},{HOP}}}', '{{auth,transactional}}', '{{10,10}}', 2, 262144",
+        ),
+        ("claim_suspect", f"gen_random_uuid(), 2, '{{{HOP},other}}', 262144"),
+        ("next_due", f"'{{{HOP},{HOP}}}', 2, '{{auth,relay}}'"),
+        ("expire_due", "1000"),
+    ],
+)
+async def test_looking_for_work_reads_few_rows_of_a_long_queue(full, name, arguments):
+    """What is read grows with what is taken, not with the 10,000 deliveries that wait."""
+    async with full.connection() as connection, connection.transaction():
+        assert await _rows_read(connection, name, arguments) <= 200

@@ -1,0 +1,126 @@
+"""JSON bodies: what is not exactly one plain JSON text is refused, and faults name the field."""
+
+from typing import Annotated
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from mailkeep.core.command import CommandError, DeliveryRequest, FailureCode
+from mailkeep.core.delivery import DeliveryClass
+from mailkeep.intake.body import check_content_type, check_json, decode_json
+from mailkeep.intake.problems import ProblemError
+
+DELIVERY = msgspec.json.Decoder(DeliveryRequest)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        b"application/json",
+        b"application/json; charset=utf-8",
+        b'Application/JSON;charset="UTF-8"',
+        b"application/json ;",
+    ],
+)
+def test_plain_json_is_read(content_type):
+    """JSON may be announced in any spelling that means UTF-8."""
+    check_content_type({b"content-type": content_type, b"content-encoding": b"identity"})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {b"content-type": b"text/plain"},
+        {b"content-type": b"application/jsonp"},
+        {b"content-type": b"application/json; charset=utf-16"},
+        {b"content-type": b"application/json, text/plain"},
+        {b"content-type": b"application/json", b"content-encoding": b"gzip"},
+    ],
+)
+def test_other_types_and_codings_are_refused(headers):
+    """Other types, other charsets and compressed bodies are a 415."""
+    with pytest.raises(ProblemError) as caught:
+        check_content_type(headers)
+    assert caught.value.problem.status == 415
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[1, 2.5, null]", b'"\xc3\xa9"', b'{"a": {"a": 1}, "b": {"a": 1}}'])
+def test_one_json_text_passes(body):
+    """JSON that every parser reads alike passes, the same name in different objects too."""
+    check_json(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"{} {}",
+        b'{"a": 1,}',
+        b"{'a': 1}",
+        b'{"a": NaN}',
+        b'{"a": -Infinity}',
+        b'{"a": 1, "a": 1}',
+        b'{"a": 1, "\\u0061": 2}',
+        b'{"x": [{"a": 1, "a": 2}]}',
+        b'{"a": "\xff"}',
+        b'{"a": "\x01"}',
+        b"\xef\xbb\xbf{}",
+        '{"a": 1}'.encode("utf-16"),
+        b"[" * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        b"1" * 5000,
+    ],
+)
+def test_anything_else_is_malformed(body):
+    """Truncation, doubled members, NaN, other encodings, control characters, depth and huge numbers are refused."""
+    with pytest.raises(CommandError) as caught:
+        check_json(body)
+    assert caught.value.code is FailureCode.INVALID_JSON
+    assert len(str(caught.value)) < 120
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        (b"[]", "invalid_field", ""),
+        (b'{"payload_mode": "rendered"}', "missing_field", "payload"),
+        (b'{"payload": {}, "payload_mode": "rendered"}', "missing_field", "payload.to"),
+        (b'{"payload": {"to": [1]}, "payload_mode": "rendered"}', "invalid_field", "payload.to[0]"),
+        (b'{"payload": {"to": [], "x": 1}, "payload_mode": "rendered"}', "unknown_field", "payload.x"),
+        (b'{"payload": {"to": []}, "payload_mode": "rendered", "send_at_ms": -1}', "invalid_field", "send_at_ms"),
+        (b'{"payload": {"to": []}, "payload_mode": "rendered", "send_at_ms": 1.5}', "invalid_field", "send_at_ms"),
+        (
+            b'{"payload": {"to": [], "attachments": [{"filename": "a", "content": "%"}]}}',
+            "invalid_field",
+            "payload.attachments[0].content",
+        ),
+        (b'{"payload": {"to": [], "variables": {"a": 1e999}}}', "invalid_field", "payload.variables[]"),
+        (b'{"payload_mode": "\\ud800"}', "invalid_json", ""),
+        (b'{"payload": {"to": [], "a` - at `$.b": 1}}', "unknown_field", "payload.a` - at `$.b"),
+    ],
+)
+def test_faults_name_the_field(body, code, field):
+    """The decoder's complaints become failure codes with the path of the member."""
+    with pytest.raises(CommandError) as caught:
+        decode_json(body, DELIVERY)
+    assert (caught.value.code, caught.value.field) == (code, field)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (DeliveryClass, b'"ann@example.org"'),
+        (UUID, b'"ann@example.org"'),
+        (Annotated[str, msgspec.Meta(max_length=3)], b'"ann@example.org"'),
+        (int, b'"ann@example.org"'),
+    ],
+)
+def test_no_fault_repeats_a_value(kind, body):
+    """Whatever is wrong with a value, the message does not hold it."""
+    with pytest.raises(CommandError) as caught:
+        decode_json(body, msgspec.json.Decoder(kind))
+    assert "ann" not in f"{caught.value.field} {caught.value.message}"
