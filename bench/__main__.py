@@ -30,6 +30,7 @@ from bench.sink import Sink
 
 EXIT_LOST: Final = 1
 EXIT_INTERRUPTED: Final = 130
+MIN_WIDTH: Final = 100  # of the table; a file or a pipe would get 80
 
 StartPeer = Callable[[Path, int], AbstractContextManager[Peer]]
 """Starts a peer in a new folder, with the sink at a port."""
@@ -63,7 +64,7 @@ class Options(msgspec.Struct, frozen=True):
 def main() -> int:
     """Run the benchmark; returns the exit code."""
     options = _options()
-    console = Console()
+    console = Console(width=max(Console().width, MIN_WIDTH))
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with _folder(options.dir) as folder:

@@ -32,7 +32,7 @@ def mailkeep(folder: Path, sink_port: int, intake: Intake, processes: int) -> It
         facts = {"PostgreSQL": asyncio.run(_durable_version(postgres.dsn))}
         port = free_port()
         with _serving(folder, _environment(postgres.dsn, port, sink_port), processes) as pid:
-            name = "Mailkeep" if intake is Intake.HTTP_RENDERED else "Mailkeep, template"
+            name = "Mailkeep" if intake is Intake.HTTP_RENDERED else "Mailkeep template"
             yield Peer(name, intake, port, (pid, postgres.pid), facts)
     finally:
         postgres.stop()
@@ -75,7 +75,7 @@ def _serving(folder: Path, environment: dict[str, str], processes: int) -> Itera
             command, env=environment, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        _await_ready(service, environment, log)
+        _await_ready(service, environment)
         yield service.pid
     except BenchError as fault:
         raise BenchError(f"{fault}\nmailkeep serve said last: {_tail(log)}") from fault
@@ -88,7 +88,7 @@ def _serving(folder: Path, environment: dict[str, str], processes: int) -> Itera
             service.wait()
 
 
-def _await_ready(service: subprocess.Popen[bytes], environment: dict[str, str], log: Path) -> None:
+def _await_ready(service: subprocess.Popen[bytes], environment: dict[str, str]) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     check = [sys.executable, "-m", "mailkeep", "healthcheck"]
     while service.poll() is None and time.monotonic() < deadline_s:

@@ -13,16 +13,17 @@ LABELS: Final = {
     "accepted_per_s": "accepted/s",
     "delivered_per_s": "delivered/s",
     "cpu_s_per_1000": "CPU-s per 1,000",
-    "peak_memory_mb": "memory, peak MB (PSS)",
-    "request_to_hop_p50_ms": "request to next hop at 10/s, p50 ms",
-    "request_to_hop_p99_ms": "request to next hop at 10/s, p99 ms",
-    "accept_to_hop_p50_ms": "acceptance to next hop at 10/s, p50 ms",
-    "accept_to_hop_p99_ms": "acceptance to next hop at 10/s, p99 ms",
+    "peak_memory_mb": "peak memory (PSS), MB",
+    "request_to_hop_p50_ms": "request to hop, p50 ms",
+    "request_to_hop_p99_ms": "request to hop, p99 ms",
+    "accept_to_hop_p50_ms": "acceptance to hop, p50 ms",
+    "accept_to_hop_p99_ms": "acceptance to hop, p99 ms",
     "lost": "lost",
     "duplicated": "duplicated",
-    "message_bytes": "bytes per message at the next hop",
-    "elsewhere_cores": "cores busy elsewhere meanwhile (kernel, others)",
+    "message_bytes": "bytes a message at the hop",
+    "elsewhere_cores": "cores busy elsewhere",
 }
+"""What each figure is called; the four to the next hop are at 10 a second, the last is kernel and other programs."""
 RATIOS: Final = tuple(LABELS)[:8]
 """Figures of which a ratio means something."""
 
@@ -66,14 +67,12 @@ def _spreads(runs: list[Figures]) -> dict[str, Spread]:
 def show(report: Report, console: Console) -> None:
     """Print the report."""
     for name, fact in report.facts.items():
-        console.print(f"[bold]{name}[/bold]: {fact}", highlight=False)
+        console.print(f"{name}: {fact}", highlight=False, markup=False)
     rounds = len(report.runs[report.base])
-    table = Table(caption=f"median (min to max) of {rounds} round(s); ratios are of the medians")
-    table.add_column("")
-    for peer in report.summary:
-        table.add_column(peer, justify="right")
-    for peer in report.ratios:
-        table.add_column(f"{peer} : {report.base}", justify="right")
+    table = Table(caption=f"median, and min to max, of {rounds} runs each; ratios are of the medians")
+    table.add_column("", no_wrap=True)
+    for heading in (*report.summary, *(f"{peer} : {report.base}" for peer in report.ratios)):
+        table.add_column(heading, justify="right")
     for name, label in LABELS.items():
         cells = [_cell(spreads[name]) for spreads in report.summary.values()]
         cells += [f"{ratios[name]:.2f}" if name in ratios else "" for ratios in report.ratios.values()]
@@ -84,8 +83,9 @@ def show(report: Report, console: Console) -> None:
 def _cell(spread: Spread) -> str:
     if spread.min == spread.max:
         return _number(spread.median)
-    return f"{_number(spread.median)} ({_number(spread.min)} to {_number(spread.max)})"
+    return f"{_number(spread.median)}\n[dim]{_number(spread.min)}-{_number(spread.max)}[/dim]"
 
 
 def _number(value: float) -> str:
-    return f"{value:,.2f}" if value < 100 and value != int(value) else f"{value:,.0f}"
+    """Write `value` with the three digits that mean something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -8,7 +8,7 @@ for its workers. The sum over the living tree is therefore the whole. Work that 
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import psutil
 
@@ -35,11 +35,12 @@ def memory_bytes(roots: Iterable[int]) -> int:
     return total_bytes
 
 
-def _tree(roots: Iterable[int]) -> Iterator[psutil.Process]:
-    for root in roots:
-        process = psutil.Process(root)
-        yield process
-        yield from process.children(recursive=True)
+def _tree(roots: Iterable[int]) -> Iterable[psutil.Process]:
+    """Return every process below `roots` once, though one root may be below another."""
+    tree: dict[int, psutil.Process] = {}
+    for root in map(psutil.Process, roots):
+        tree |= {process.pid: process for process in (root, *root.children(recursive=True))}
+    return tree.values()
 
 
 def _own_cpu_s(pid: int, rounded_s: float) -> float:

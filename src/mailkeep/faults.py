@@ -25,6 +25,8 @@ class FaultPoint(StrEnum):
     OUTCOME_KNOWN = "outcome_known"
     FINISH_BEFORE_COMMIT = "finish_before_commit"
     FINISH_AFTER_COMMIT = "finish_after_commit"
+    STREAM_BEFORE_ACK = "stream_before_ack"
+    ENQUEUED_BEFORE_DROP = "enqueued_before_drop"
     MIGRATION = "migration"
 
 

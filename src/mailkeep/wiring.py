@@ -13,8 +13,10 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 import structlog
+from redis.exceptions import RedisError
 
 from mailkeep.core.command import CommandRules
+from mailkeep.core.malformed import Intake
 from mailkeep.dispatch.recorder import Recorder
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.retention import RetentionWorker
@@ -22,15 +24,20 @@ from mailkeep.dispatch.scheduler import AttemptScheduler
 from mailkeep.dispatch.takeover import TakeoverWorker
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.intake.accept import Accept, AcceptPolicy
+from mailkeep.intake.commands import CommandIntake
 from mailkeep.intake.http import InternalHttpApp
 from mailkeep.intake.listener import InternalHttpListener
+from mailkeep.intake.redis_client import redis_connector
+from mailkeep.intake.sql import EnqueuedConsumer
+from mailkeep.intake.stream import CommandConsumer
 from mailkeep.operator.api import operator_api
 from mailkeep.settings import Endpoint, Settings, SmtpMode
 from mailkeep.smtp.next_hop import NextHop, Timers, TlsMode
 from mailkeep.smtp.pool import Pool
 from mailkeep.smtp.routes import DEFAULT_HOP, SINKHOLE_HOP, Routes
 from mailkeep.store.errors import StoreUnavailableError
-from mailkeep.store.listener import DueListener
+from mailkeep.store.listener import DUE, ENQUEUED, NotificationListener
+from mailkeep.store.malformed import MalformedCommands
 from mailkeep.store.migrate import MigrationError
 from mailkeep.store.postgres import Store
 from mailkeep.store.retention import Retention
@@ -56,6 +63,8 @@ class Service:
         self._store = store
         self._log = structlog.get_logger("service")
         self._running: list[asyncio.Task[None]] = []
+        self._intakes: list[asyncio.Task[None]] = []
+        self._redis = redis_connector(settings)
         hops = next_hops(settings)
         self.replica = Replica(store, heartbeat_s=settings.replica_heartbeat_s, ttl_s=settings.replica_ttl_s)
         self._recorder = Recorder(store)
@@ -87,8 +96,9 @@ class Service:
 
         `listening`: an already bound socket for the internal listener, shared by the processes of one service.
         """
-        catalog = load_catalog(settings)
+        await ping_redis(settings)
         store = await open_store(settings)
+        catalog = load_catalog(settings)
         service = cls(settings, store, catalog)
         try:
             await service._begin(listening)
@@ -108,6 +118,7 @@ class Service:
             delivery_s=settings.delivery_retention_s,
             payload_s=settings.payload_retention_s,
             key_s=settings.idempotency_ttl_s,
+            malformed_s=settings.malformed_retention_s,
         )
         takeover = TakeoverWorker(
             store=self._store,
@@ -116,10 +127,25 @@ class Service:
             ttl_s=settings.replica_ttl_s,
         )
         assert settings.postgres_dsn is not None
-        self._spawn(DueListener(settings.postgres_dsn.reveal(), self._scheduler.wake).run(), "due listener")
+        enqueued = EnqueuedConsumer(self._store, self._command_intake(Intake.SQL))
+        listener = NotificationListener(
+            settings.postgres_dsn.reveal(), {DUE: self._scheduler.wake, ENQUEUED: enqueued.wake}
+        )
+        self._spawn(listener.run(), "notification listener")
         self._spawn(self._scheduler.run(), "attempt scheduler")
         self._spawn(takeover.run(), "takeover worker")
         self._spawn(RetentionWorker(retention, settings.cleanup_interval_s).run(), "retention worker")
+        self._intakes.append(asyncio.create_task(enqueued.run(), name="enqueued consumer"))
+        if self._redis is not None:
+            consumer = CommandConsumer(self._redis, self._command_intake(Intake.STREAM), str(self.replica.id))
+            self._intakes.append(asyncio.create_task(consumer.run(), name="command consumer"))
+        await self._listen(listening)
+
+    def _command_intake(self, intake: Intake) -> CommandIntake:
+        return CommandIntake(intake, self._accept, MalformedCommands(self._store), self.replica.now_s)
+
+    async def _listen(self, listening: socket.socket | None) -> None:
+        settings = self._settings
         app = InternalHttpApp(
             accept=self._accept,
             operator=operator_api(self._store),
@@ -146,8 +172,9 @@ class Service:
 
     async def wait(self) -> None:
         """Wait until one of the workers ends, which none of them should."""
-        await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-        for worker in self._running:
+        workers = [*self._running, *self._intakes]
+        await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
+        for worker in workers:
             if worker.done() and not worker.cancelled():
                 worker.result()
 
@@ -157,10 +184,9 @@ class Service:
         if self._listener is not None:
             await self._listener.stop(self._settings.shutdown_timeout_s / 3)
             self._log.info("internal http listener stopped")
+        await _cancel(self._intakes)
         await self._accept.drain()
-        for worker in self._running:
-            worker.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await _cancel(self._running)
         await self._workers.stop(max(ends_at - time.monotonic(), 1.0))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._recorder.drain(), max(ends_at - time.monotonic(), 0.5))
@@ -170,6 +196,25 @@ class Service:
 
     def _spawn(self, running: Coroutine[Any, Any, None], name: str) -> None:
         self._running.append(asyncio.create_task(running, name=name))
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def ping_redis(settings: Settings) -> None:
+    """Ping the configured Redis, if any. Raises `StartError`."""
+    connect = redis_connector(settings)
+    if connect is None:
+        return
+    try:
+        async with connect() as client:
+            await client.ping()
+    except (RedisError, OSError) as fault:
+        where = settings.redis_master_addr or "the sentinels"
+        raise StartError(f"can't reach Redis at {where}: {fault}", unavailable=True) from fault
 
 
 async def open_store(settings: Settings) -> Store:

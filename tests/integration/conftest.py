@@ -81,7 +81,9 @@ def login_code(**fields):
 async def next_hop():
     """Run an SMTP server that takes all mail until its `reply` is changed."""
     hop = NextHop()
-    serving = await asyncio.get_running_loop().create_server(lambda: SMTP(hop, hostname="hop.test"), "127.0.0.1", 0)
+    serving = await asyncio.get_running_loop().create_server(
+        lambda: SMTP(hop, hostname="hop.test"), "127.0.0.1", 0
+    )
     hop.address = f"127.0.0.1:{serving.sockets[0].getsockname()[1]}"
     yield hop
     serving.close()
@@ -103,7 +105,9 @@ async def serve(dsn):
             service = await Service.start(Settings.load(base | environ))
             stack.push_async_callback(service.stop)
             address = f"http://{service.http_address}"
-            client = httpx2.AsyncClient(base_url=address, timeout=60, limits=httpx2.Limits(max_connections=250))
+            client = httpx2.AsyncClient(
+                base_url=address, timeout=60, limits=httpx2.Limits(max_connections=250)
+            )
             await stack.enter_async_context(client)
             return Served(service, client)
 

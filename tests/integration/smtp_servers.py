@@ -7,7 +7,6 @@ import inspect
 import os
 import pwd
 import shutil
-import signal
 import socket
 import ssl
 import struct
@@ -16,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +227,8 @@ async def scripted_peer(*, tls: ssl.SSLContext | None = None, **answers: Any) ->
         serving.add(task)
         task.add_done_callback(serving.discard)
 
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio wants the protocol named
+    listener.bind(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
     server = await asyncio.start_server(accept, sock=listener)
     peer.port = listener.getsockname()[1]
@@ -290,6 +291,7 @@ class Inbox:
         return "250 2.1.5 ok"
 
     async def handle_DATA(self, server, session, envelope):
+        envelope.logged_in = bool(session.authenticated)
         self.messages.append(envelope)
         return "250 2.0.0 taken"
 
@@ -299,34 +301,34 @@ def aiosmtpd_server(handler: Any, *, implicit_tls: ssl.SSLContext | None = None,
     """An aiosmtpd server on loopback; yields its port."""
     from aiosmtpd.smtp import SMTP
 
-    started: list[int] = []
-    ready = threading.Event()
-    loop = asyncio.new_event_loop()
-    options.setdefault("enable_SMTPUTF8", True)
+    started: Future[tuple[int, Callable[[], object]]] = Future()
+    sessions: list[SMTP] = []
+
+    def session() -> SMTP:
+        options.setdefault("enable_SMTPUTF8", True)
+        sessions.append(SMTP(handler, hostname="aiosmtpd.test", **options))
+        return sessions[-1]
 
     async def serve() -> None:
-        server = await loop.create_server(
-            lambda: SMTP(handler, hostname="aiosmtpd.test", loop=loop, **options), "127.0.0.1", 0, ssl=implicit_tls
-        )
-        started.append(server.sockets[0].getsockname()[1])
-        ready.set()
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        server = await loop.create_server(session, "127.0.0.1", 0, ssl=implicit_tls)
+        port = server.sockets[0].getsockname()[1]
+        started.set_result((port, functools.partial(loop.call_soon_threadsafe, stop.set)))
+        await stop.wait()
+        server.close()
+        for open_session in sessions:
+            if open_session.transport is not None:
+                open_session.transport.abort()
+        await asyncio.sleep(0)
 
-    def run() -> None:
-        loop.run_until_complete(serve())
-        loop.run_forever()
-
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    port, stop = started.result(10)
     try:
-        yield started[0]
+        yield port
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        stop()
         thread.join(10)
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
 
 
 def login_checker(username: str = USERNAME, password: str = PASSWORD) -> Callable[..., Any]:

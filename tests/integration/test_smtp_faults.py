@@ -479,6 +479,7 @@ async def test_a_refusal_while_the_body_flows_decides(reply, severity):
         severity,
     )
     assert (outcome.code, fence.dots_left) == (int(reply[:3]), 0)
+    assert b"RSET" not in peer.raw[0]  # it would be read as a line of the body
 
 
 @on_both_loops

@@ -11,7 +11,6 @@ from queue_kit import (
     MESSAGE,
     accepted,
     check_accounts,
-    claim_one,
     delivery,
     fresh_id,
     now,
@@ -159,18 +158,16 @@ async def test_housekeeping_expires_what_nobody_claims(store):
     ]
     await rows(store, "UPDATE mail.deliveries SET takeovers = $2 WHERE id = $1", ids[1], SUSPECT_TAKEOVERS)
     living = [
-        await accepted(store),
+        await accepted(store, expires_at=expires_at, status=DeliveryStatus.SENDING),
         await accepted(store, expires_at=expires_at + timedelta(hours=1)),
-        (await claim_one(store, expires_at=expires_at, next_hop=HOP)).id,
+        await accepted(store),
     ]
-    await rows(store, "UPDATE mail.deliveries SET status = 'sending', claimed_by = id, claimed_at = now(), due_at = NULL"
-               " WHERE id = $1", living[0])
     assert await store.expire_due() == 0
     await shift_clock(store, timedelta(minutes=5))
     assert await store.expire_due() == 3
     assert [await status(store, key) for key in ids] == ["expired"] * 3
     assert await payload(store, ids[0]) is None
-    assert [await status(store, key) for key in living] == ["sending", "rendered", "sending"]
+    assert [await status(store, key) for key in living] == ["sending", "rendered", "rendered"]
 
 
 async def _suspect(store, **fields):
@@ -204,7 +201,8 @@ async def test_a_suspect_that_is_too_late_or_not_due_is_let_be(store):
 async def test_claimants_at_once_never_share_a_suspect(store):
     """Suspects, too, go to one claimant each."""
     suspects = [await _suspect(store) for _ in range(6)]
-    found = await asyncio.gather(*(store.claim_suspect(await fresh_id(store), [HOP]) for _ in range(8)))
+    replicas = [await fresh_id(store) for _ in range(8)]
+    found = await asyncio.gather(*(store.claim_suspect(replica_id, [HOP]) for replica_id in replicas))
     claimed = [claim.id for claim in found if claim]
     assert len(claimed) == len(set(claimed))
     assert set(claimed) <= set(suspects)
@@ -228,10 +226,3 @@ async def test_what_waits_in_status_queued_is_claimed_with_its_command(store):
     await accepted(store, status=DeliveryStatus.QUEUED, message=None, command=b"{}")
     (claim,) = await store.claim_due(await replica(store), ANY)
     assert (claim.message, claim.command) == (None, b"{}")
-
-
-async def test_a_claim_says_until_when_it_may_be_sent(store):
-    """No mail is sent after its time, so a claim that may wait in memory has to know that time."""
-    expires_at = await now(store) + timedelta(minutes=5)
-    claim = await claim_one(store, expires_at=expires_at)
-    assert claim.expires_at == expires_at

@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -32,6 +34,16 @@ async def connected(dsn):
         yield connection
     finally:
         await connection.close()
+
+
+@pytest.fixture
+async def empty_dsn(cluster):
+    """Yield the DSN of a database without a schema."""
+    name = f"empty_{uuid4().hex[:12]}"
+    async with connected(cluster) as admin:
+        await admin.execute(f"CREATE DATABASE {name}")
+        yield urlsplit(cluster)._replace(path=f"/{name}").geturl()
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def _applied(dsn):

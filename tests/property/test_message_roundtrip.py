@@ -15,7 +15,7 @@ from mailkeep.core.address import Mailbox
 from mailkeep.core.command import Attachment
 from mailkeep.templates.message import MessageParts, build_message, needs_smtputf8
 
-PRINTABLE = st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\u2028\u2029")
+PRINTABLE = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\u2028\u2029")
 LINES = st.text(PRINTABLE, max_size=300)
 TRICKY = st.sampled_from(
     [
@@ -33,7 +33,7 @@ TRICKY = st.sampled_from(
     ]
 )
 SUBJECTS = LINES | TRICKY
-BODIES = st.text(st.characters(exclude_categories=("Cs",)), max_size=500) | st.sampled_from(
+BODIES = st.text(st.characters(exclude_categories=["Cs"]), max_size=500) | st.sampled_from(
     [
         "x" * 3000,
         ".\n..\n. \n",
@@ -79,7 +79,7 @@ def _written(**given_parts: object) -> bytes:
 
 
 def _parsed(octets: bytes) -> EmailMessage:
-    return cast("EmailMessage", message_from_bytes(octets, policy=policy.default))
+    return message_from_bytes(octets, policy=policy.default)
 
 
 def assert_on_the_wire(octets: bytes, *, seven_bit: bool = True) -> None:

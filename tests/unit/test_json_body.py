@@ -20,7 +20,6 @@ DELIVERY = msgspec.json.Decoder(DeliveryRequest)
         b"application/json",
         b"application/json; charset=utf-8",
         b'Application/JSON;charset="UTF-8"',
-        b"application/json ;",
     ],
 )
 def test_plain_json_is_read(content_type):
@@ -91,8 +90,16 @@ def test_anything_else_is_malformed(body):
         (b'{"payload": {}, "payload_mode": "rendered"}', "missing_field", "payload.to"),
         (b'{"payload": {"to": [1]}, "payload_mode": "rendered"}', "invalid_field", "payload.to[0]"),
         (b'{"payload": {"to": [], "x": 1}, "payload_mode": "rendered"}', "unknown_field", "payload.x"),
-        (b'{"payload": {"to": []}, "payload_mode": "rendered", "send_at_ms": -1}', "invalid_field", "send_at_ms"),
-        (b'{"payload": {"to": []}, "payload_mode": "rendered", "send_at_ms": 1.5}', "invalid_field", "send_at_ms"),
+        (
+            b'{"payload": {"to": []}, "payload_mode": "rendered", "send_at_ms": -1}',
+            "invalid_field",
+            "send_at_ms",
+        ),
+        (
+            b'{"payload": {"to": []}, "payload_mode": "rendered", "send_at_ms": 1.5}',
+            "invalid_field",
+            "send_at_ms",
+        ),
         (
             b'{"payload": {"to": [], "attachments": [{"filename": "a", "content": "%"}]}}',
             "invalid_field",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mailkeep.templates.plaintext import text_from_html
+from mailkeep.templates.plaintext import MAX_SOURCE_CHARS, text_from_html
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,11 @@ def test_words_and_links_are_kept(source: str, text: str) -> None:
 def test_hostile_html_ends(piece: str) -> None:
     """Half a megabyte made to be slow is read to the bound all the same (the suite's timeout is the claim)."""
     text_from_html(piece * (512 * 1024 // len(piece)))
+
+
+def test_the_text_ends_at_its_bound() -> None:
+    """What stands behind the bound is left out."""
+    assert text_from_html("<p>seen</p>" + " " * MAX_SOURCE_CHARS + "unseen") == "seen\n"
 
 
 def test_endless_numeric_references_are_text() -> None:

@@ -4,6 +4,7 @@ import re
 from base64 import b64decode
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,8 @@ WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ANN = Mailbox("ann", "example.org", "Ann")
 
 
-def _build(*, seed: str = "0190", **given: object) -> bytes:
-    parts = {
+def _build(*, seed: str = "0190", **given: Any) -> bytes:
+    parts: dict[str, Any] = {
         "message_id": "0190@example.org",
         "date": WHEN,
         "sender": Mailbox("mail", "example.org", "Mail"),
@@ -24,7 +25,7 @@ def _build(*, seed: str = "0190", **given: object) -> bytes:
         "subject": "Subject",
         "text": "Text\n",
     }
-    return build_message(MessageParts(**(parts | given)), seed)  # type: ignore[arg-type] # a test's parts
+    return build_message(MessageParts(**(parts | given)), seed)
 
 
 def _shape(octets: bytes) -> list[str]:
@@ -39,7 +40,7 @@ def _shape(octets: bytes) -> list[str]:
 )
 def test_control_characters_are_refused(place: str, evil: str) -> None:
     """No line break or control character gets into any header, though intake should have refused it before."""
-    given: dict[str, object] = {
+    places: dict[str, dict[str, Any]] = {
         "subject": {"subject": evil},
         "display": {"to": (Mailbox("ann", "example.org", evil),)},
         "local": {"cc": (Mailbox(evil, "example.org"),)},
@@ -47,9 +48,9 @@ def test_control_characters_are_refused(place: str, evil: str) -> None:
         "filename": {"attachments": (Attachment(evil, b""),)},
         "message_id": {"message_id": f"{evil}@example.org"},
         "content_id": {"html": "x", "attachments": (Attachment("a", b"", content_id=evil),)},
-    }[place]
+    }
     with pytest.raises(MessageError) as refusal:
-        _build(**given)
+        _build(**places[place])
     assert evil not in str(refusal.value)
 
 
@@ -176,3 +177,12 @@ def test_long_lists_of_addresses_fold() -> None:
     assert max(map(len, head.split(b"\r\n"))) <= 78
     assert head.count(b"To:") == 1
     assert len(message_from_bytes(head, policy=policy.default)["To"].addresses) == 100
+
+
+@pytest.mark.parametrize("display", ['"' * 900, "A, " + "b" * 890, "日" * 200])
+def test_long_names_fold(display: str) -> None:
+    """A name of any length and kind stands in short lines and comes back."""
+    octets = _build(sender=Mailbox("mail", "example.org", display))
+    assert max(map(len, octets.split(b"\r\n"))) <= 78
+    words = re.findall(rb"=\?utf-8\?b\?([^?]+)\?=", octets)
+    assert b"".join(map(b64decode, words)).decode() == display

@@ -198,6 +198,8 @@ def test_the_version_follows_every_file(tmp_path: Path) -> None:
     assert Catalog.load(_write(tmp_path / "b", files)).version == version
     changed = files | {"_shared/foot.text": "bye bye"}
     assert Catalog.load(_write(tmp_path / "c", changed)).version != version
+    renamed = GOOD | {"_shared/feet.text": "bye"}
+    assert Catalog.load(_write(tmp_path / "d", renamed)).version != version
 
 
 def test_shared_files_are_chosen_by_locale(tmp_path: Path) -> None:

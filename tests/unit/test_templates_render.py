@@ -76,6 +76,11 @@ def test_the_result_says_how_it_came_about(catalog: Catalog) -> None:
         ({"name": "x", "rows": [{"label": [CANARY]}]}, "invalid_field", "payload.variables"),
         ({"name": "x", "rows": [CANARY]}, "missing_variable", "payload.variables"),
         ({"name": "x", "link": f"javascript:{CANARY}"}, "invalid_field", "payload.variables.link"),
+        (
+            {"name": "x", "link": f"javascript://a.example/%0a{CANARY}"},
+            "invalid_field",
+            "payload.variables.link",
+        ),
         ({"name": "x", "link": f"https://a.example/{CANARY}\n"}, "invalid_field", "payload.variables.link"),
         ({"name": f"{CANARY}\r\nBcc: x"}, "invalid_field", "payload.variables"),
         ({"name": f"{CANARY}\n"}, "invalid_field", "payload.variables"),
@@ -128,7 +133,8 @@ def test_values_are_data(catalog: Catalog) -> None:
 def test_output_is_bounded_while_it_is_made(catalog: Catalog) -> None:
     """Many rows of a long value stop at the bound of the body instead of filling memory."""
     variables = {"name": "x" * 400, "rows": [{"label": "y" * 10_000}] * 200}
-    assert _refusal(catalog, "note", variables, body_bytes=100_000).code == "too_large"
+    refusal = _refusal(catalog, "note", variables, body_bytes=100_000)
+    assert (refusal.code, "would print more" in refusal.message) == ("too_large", True)
     assert len(catalog.render("note", "en", variables, Limits()).text) == 200 * 10_401
 
 

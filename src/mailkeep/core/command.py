@@ -9,6 +9,7 @@ idempotency fingerprint is taken over it.
 import re
 from enum import StrEnum
 from typing import Annotated, Any, Final, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -21,6 +22,8 @@ from mailkeep.core.address import (
 )
 from mailkeep.core.delivery import DeliveryClass, Guarantee, Source
 
+ID_DRIFT_S: Final = 86_400.0
+"""How far the instant in a producer's delivery id may be from now: the store keeps a partition for each day around now."""
 MAX_KEY_CHARS: Final = 255
 MAX_SUPERSEDE_KEY_CHARS: Final = 255
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
@@ -263,6 +266,18 @@ def parse_request(request: DeliveryRequest, rules: CommandRules) -> Command:
     _check_recipients(command, rules)
     _check_times(command)
     return command
+
+
+def parse_delivery_id(text: str, now_s: float) -> UUID:
+    """Return a producer's own delivery id. Raises `CommandError` unless it is a UUIDv7 of about `now_s`."""
+    try:
+        delivery_id = UUID(text)
+    except ValueError:
+        delivery_id = UUID(int=0)
+    drift_s = (delivery_id.int >> 80) / 1000 - now_s
+    if delivery_id.version != 7 or abs(drift_s) > ID_DRIFT_S:
+        raise CommandError(FailureCode.INVALID_FIELD, "delivery_id", "must be a UUIDv7 made today")
+    return delivery_id
 
 
 def check_key(key: str) -> None:

@@ -71,6 +71,7 @@ async def development(
                 "MAIL_RETRY_LADDER_AUTH": LADDER,
                 "MAIL_RETRY_LADDER_TRANSACTIONAL": LADDER,
                 "MAIL_ENVIRONMENT": Environment.DEVELOPMENT,
+                **({"MAIL_REDIS_MASTER_ADDR": str(redis.socket)} if redis else {}),
                 **environ,
             }
         )

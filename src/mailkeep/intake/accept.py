@@ -30,6 +30,7 @@ from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.smtp.routes import Routes
+from mailkeep.store.errors import StoreError, StoreRefusedError
 from mailkeep.store.group_commit import GroupCommit, OverloadedError
 from mailkeep.store.postgres import Store
 from mailkeep.templates.catalog import Catalog
@@ -115,6 +116,10 @@ class Accept:
             self._withdraw(new)
             raise
         answer = await committed
+        if isinstance(answer, StoreRefusedError) and delivery_id is not None:
+            raise CommandError(FailureCode.INVALID_FIELD, "delivery_id", "belongs to another delivery")
+        if isinstance(answer, StoreError):
+            raise answer
         return Accepted(new.id, new.status) if isinstance(answer, UUID) else _replay(answer, mark)
 
     async def drain(self) -> None:
@@ -231,7 +236,7 @@ class Accept:
 
     # -- commit ------------------------------------------------------------------------------------------------
 
-    async def _commit(self, batch: list[NewDelivery]) -> Sequence[UUID | KeyHolder]:
+    async def _commit(self, batch: list[NewDelivery]) -> Sequence[UUID | KeyHolder | StoreError]:
         # Runs in the group commit's own task: a caller that went away can't keep a stored claim from its worker.
         replica_id = self._replica.id
         reach(FaultPoint.ACCEPT_BEFORE_COMMIT)
@@ -244,7 +249,7 @@ class Accept:
             raise
         reach(FaultPoint.ACCEPT_AFTER_COMMIT)
         for new, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, KeyHolder):
+            if not isinstance(answer, UUID):
                 self._withdraw(new)
             elif new.status is DeliveryStatus.SENDING:
                 self._pool.hand_over(_claim_at_birth(replica_id, new), reserved=True)

@@ -24,6 +24,7 @@ from mailkeep.core.duration import parse_duration, parse_ladder
 from mailkeep.settings.notation import (
     BOOL,
     CONNECT,
+    CONNECT_MANY,
     CONNECT_OR_SOCKET,
     DSN,
     EMAIL,
@@ -210,6 +211,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             unset="stream intake off",
         ),
     ] = None
+    redis_sentinel_addrs: Annotated[
+        tuple[Endpoint, ...],
+        Setting(
+            CONNECT_MANY,
+            "Sentinels that know the Redis master, instead of its address.",
+            unset="no sentinels",
+        ),
+    ] = ()
+    redis_sentinel_master: Annotated[
+        str, Setting(TEXT, "Name under which the sentinels know the master.")
+    ] = "mymaster"
     redis_username: Annotated[str | None, Setting(TEXT, "Redis ACL user.", unset="the default user")] = None
     redis_password: Annotated[Secret | None, Setting(SECRET, "Redis password.", unset="no login")] = None
     redis_tls: Annotated[bool, Setting(BOOL, "Whether Redis is spoken to over TLS.")] = False
@@ -503,8 +515,17 @@ _RULES: Final = (
     ),
     _Rule(
         ("MAIL_REDIS_MASTER_ADDR", "MAIL_REDIS_USERNAME", "MAIL_REDIS_PASSWORD", "MAIL_REDIS_TLS"),
-        lambda s: s.redis_master_addr is None and bool(s.redis_username or s.redis_password or s.redis_tls),
+        lambda s: (
+            s.redis_master_addr is None
+            and not s.redis_sentinel_addrs
+            and bool(s.redis_username or s.redis_password or s.redis_tls)
+        ),
         "is unset although other MAIL_REDIS_* settings are given",
+    ),
+    _Rule(
+        ("MAIL_REDIS_SENTINEL_ADDRS", "MAIL_REDIS_MASTER_ADDR"),
+        lambda s: bool(s.redis_sentinel_addrs) and s.redis_master_addr is not None,
+        "and MAIL_REDIS_MASTER_ADDR name the same thing in two ways; give one of them",
     ),
     _Rule(
         ("MAIL_REDIS_USERNAME", "MAIL_REDIS_PASSWORD"),

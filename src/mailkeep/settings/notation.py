@@ -154,6 +154,11 @@ def _endpoint_or_socket(text: str) -> Endpoint:
     return Endpoint(text, 0) if text.startswith("/") else _endpoint(1)(text)
 
 
+def _endpoints(text: str) -> tuple[Endpoint, ...]:
+    read = _endpoint(1)
+    return tuple(read(part.strip()) for part in text.split(","))
+
+
 def _text(text: str) -> str:
     check_printable(text)
     return text
@@ -211,6 +216,9 @@ BOOL: Final = Notation("true | false", _bool, lambda value: str(value).lower())
 LISTEN: Final = Notation("host:port (0: any free port)", _endpoint(0))
 CONNECT: Final = Notation("host:port", _endpoint(1))
 CONNECT_OR_SOCKET: Final = Notation("host:port or /path/of/socket", _endpoint_or_socket)
+CONNECT_MANY: Final = Notation(
+    "host:port, comma between", _endpoints, lambda endpoints: ", ".join(map(str, endpoints))
+)
 EMAIL: Final = Notation("address", _email, lambda mailbox: mailbox.address)
 LADDER: Final = Notation(
     "durations, comma between", _ladder, lambda waits_s: ", ".join(map(format_duration, waits_s))

@@ -83,7 +83,7 @@ def ended_by_reply(phase: Phase, reply: Reply) -> End:
         phase,
         verdict,
         AttemptStatus.PROVIDER_ACCEPTED if success else AttemptStatus.PROVIDER_REJECTED,
-        clean=success or is_refusal(reply),
+        clean=success or (is_refusal(reply) and phase is not Phase.BODY),
         code=reply.code,
         enhanced=reply.enhanced,
         text=reply.text,

@@ -1,11 +1,11 @@
-"""Hears `NOTIFY mail_due` on a connection of its own and wakes the scheduler; reconnects for ever.
+"""Hears what PostgreSQL notifies on a connection of its own and wakes who waits for it; reconnects for ever.
 
 Notifications only shorten a wait: a lost one costs no more than the scheduler's longest sleep. So where sessions are not
 kept (PgBouncer in transaction mode) everything still works.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import asyncpg
@@ -13,18 +13,19 @@ import structlog
 
 from mailkeep.store.errors import StoreUnavailableError, translated
 
-CHANNEL: Final = "mail_due"
+DUE: Final = "mail_due"
+ENQUEUED: Final = "mail_enqueued"
 RECONNECT_S: Final = 2.0
 CONNECT_TIMEOUT_S: Final = 5.0
 
 
-class DueListener:
-    """Calls `on_due` for each notification. `run` until cancelled."""
+class NotificationListener:
+    """Calls for each notification what `wakes` has under its channel. `run` until cancelled."""
 
-    def __init__(self, dsn: str, on_due: Callable[[], None]) -> None:
+    def __init__(self, dsn: str, wakes: Mapping[str, Callable[[], None]]) -> None:
         self._dsn = dsn
-        self._on_due = on_due
-        self._log = structlog.get_logger("due_listener")
+        self._wakes = wakes
+        self._log = structlog.get_logger("notification_listener")
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -32,7 +33,7 @@ class DueListener:
             try:
                 await self._listen()
             except StoreUnavailableError as fault:
-                self._log.warning("listening for due mail interrupted", error=str(fault))
+                self._log.warning("listening for notifications interrupted", error=str(fault))
             await asyncio.sleep(RECONNECT_S)
 
     async def _listen(self) -> None:
@@ -41,8 +42,13 @@ class DueListener:
             connection = await asyncpg.connect(self._dsn, timeout=CONNECT_TIMEOUT_S)
             try:
                 connection.add_termination_listener(lambda _connection: closed.set())
-                await connection.add_listener(CHANNEL, lambda *_notification: self._on_due())
-                self._on_due()  # what came while nobody listened
+                for channel in self._wakes:
+                    await connection.add_listener(channel, self._hear)
+                for wake in self._wakes.values():
+                    wake()  # what came while nobody listened
                 await closed.wait()
             finally:
                 connection.terminate()
+
+    def _hear(self, _connection: object, _pid: int, channel: str, _payload: object) -> None:
+        self._wakes[channel]()

@@ -25,7 +25,7 @@ from mailkeep.core.queue import (
     KeyHolder,
     NewDelivery,
 )
-from mailkeep.store.errors import StoreRefusedError, translated
+from mailkeep.store.errors import StoreError, StoreRefusedError, StoreUnavailableError, translated
 from mailkeep.store.migrate import Connection, migrate
 from mailkeep.store.queries import query
 
@@ -99,30 +99,40 @@ class Store:
 
     # -- intake ------------------------------------------------------------------------------------------------
 
-    async def accept(self, replica_id: UUID, batch: Sequence[NewDelivery]) -> list[UUID | KeyHolder]:
-        """Store a batch in one commit; answers, in order, the id of what was stored or who holds its key already.
+    async def accept(
+        self, replica_id: UUID, batch: Sequence[NewDelivery]
+    ) -> list[UUID | KeyHolder | StoreError]:
+        """Store a batch in one commit; answers for each, in order, its id, who holds its key already, or its own fault.
 
-        Raises `StoreUnavailableError`; with `in_doubt` ask `find_keys` before repeating.
+        Raises `StoreUnavailableError` for the whole batch; with `in_doubt` ask `find_keys` before repeating.
         """
         ordered = sorted(batch, key=lambda new: (new.source, new.idempotency_key))
         try:
             rows = await self.fetch("accept", replica_id, *_accept_arguments(ordered))
-        except StoreRefusedError:
+        except StoreRefusedError as fault:
             if len(batch) == 1:
-                raise
-            return await self._accept_singly(replica_id, batch)
+                return [fault]
+            # What PostgreSQL refuses of one entry must not take its neighbours with it.
+            return [(await self.accept(replica_id, [new]))[0] for new in batch]
         stored = {row["id"] for row in rows}
-        taken = [new for new in batch if new.id not in stored]
-        holders = await self.find_keys([(new.source, new.idempotency_key) for new in taken]) if taken else {}
-        return [new.id if new.id in stored else holders[new.source, new.idempotency_key] for new in batch]
+        return await self._answers(batch, stored)
 
-    async def _accept_singly(self, replica_id: UUID, batch: Sequence[NewDelivery]) -> list[UUID | KeyHolder]:
-        # One entry that PostgreSQL refuses must not take its neighbours with it; nor may its fault hide, so it is
-        # raised once the others are safe.
-        answers: list[UUID | KeyHolder] = []
-        for new in batch:
-            answers.extend(await self.accept(replica_id, [new]))
-        return answers
+    async def _answers(
+        self, batch: Sequence[NewDelivery], stored: set[UUID]
+    ) -> list[UUID | KeyHolder | StoreError]:
+        taken = [(new.source, new.idempotency_key) for new in batch if new.id not in stored]
+        holders: dict[tuple[str, str], KeyHolder] = {}
+        missing: StoreError = StoreUnavailableError(
+            "the holder of the key is just being removed", in_doubt=False
+        )
+        try:
+            holders = await self.find_keys(taken) if taken else {}
+        except StoreUnavailableError as fault:
+            missing = fault  # those that were stored are none the worse for it
+        return [
+            new.id if new.id in stored else holders.get((new.source, new.idempotency_key), missing)
+            for new in batch
+        ]
 
     async def find_keys(self, keys: Sequence[tuple[Source, str]]) -> dict[tuple[str, str], KeyHolder]:
         """Return who holds each of the (source, key) pairs that are taken."""

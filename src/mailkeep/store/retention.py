@@ -19,6 +19,7 @@ class Swept(msgspec.Struct, frozen=True):
     payloads_deleted: int = 0
     keys_deleted: int = 0
     replicas_deleted: int = 0
+    malformed_deleted: int = 0
 
     def as_fields(self) -> dict[str, int]:
         """Return the counts that are not zero."""
@@ -28,11 +29,14 @@ class Swept(msgspec.Struct, frozen=True):
 class Retention:
     """Sweeps by the ages given in seconds; all of them count from the end of a delivery."""
 
-    def __init__(self, store: Store, *, delivery_s: float, payload_s: float, key_s: float) -> None:
+    def __init__(
+        self, store: Store, *, delivery_s: float, payload_s: float, key_s: float, malformed_s: float
+    ) -> None:
         self._store = store
         self._delivery_s = delivery_s
         self._payload_s = payload_s
         self._key_s = key_s
+        self._malformed_s = malformed_s
 
     async def sweep(self) -> Swept:
         """Remove what is old enough and make the partitions of the days to come. Raises `StoreUnavailableError`."""
@@ -53,8 +57,9 @@ class Retention:
             payload_days_dropped=payload_days,
             deliveries_deleted=deliveries,
             payloads_deleted=payloads,
-            keys_deleted=await self._delete_keys(),
+            keys_deleted=await self._delete("delete_old_keys", self._key_s),
             replicas_deleted=len(await self._store.fetch("delete_old_replicas")),
+            malformed_deleted=await self._delete("delete_old_malformed", self._malformed_s),
         )
 
     async def _days(self, table: str) -> list[str]:
@@ -69,14 +74,8 @@ class Retention:
         rows = await self._store.fetch("drop_day", day, list(tables))
         return int(rows[0][0])
 
-    async def _delete(self, name: str, day: str, age_s: float) -> int:
+    async def _delete(self, name: str, *arguments: object) -> int:
         total = 0
-        while deleted := len(await self._store.fetch(name, day, age_s, DELETE_BATCH)):
-            total += deleted
-        return total
-
-    async def _delete_keys(self) -> int:
-        total = 0
-        while deleted := len(await self._store.fetch("delete_old_keys", self._key_s, DELETE_BATCH)):
+        while deleted := len(await self._store.fetch(name, *arguments, DELETE_BATCH)):
             total += deleted
         return total

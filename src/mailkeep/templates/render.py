@@ -26,7 +26,8 @@ from mailkeep.core.command import (
 from mailkeep.templates.formats import PrintError, filters_of
 
 FUEL: Final = 50_000
-"""Engine instructions for one part: about 3,000 rows of a table, more than a mail can carry, in under 0.3 s at the slowest."""
+"""Engine instructions for one part: some 1,200 to 3,000 rows of a table, which is what fits the default size of variables. The
+slowest part, nothing but dates and money, ends after 0.6 s."""
 VARIABLES_FIELD: Final = "payload.variables"
 _SHOWS_CONTEXT: Final = "debug"
 """The engine's own function that prints every variable."""

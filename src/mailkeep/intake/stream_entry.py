@@ -1,0 +1,95 @@
+"""One entry of the stream as a request: flat string fields in, `DeliveryRequest` out. Pure.
+
+A command from SQL has the same members in one JSON object; `entry_of_json` gives it the flat form, so that both are kept,
+shown and replayed alike.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from mailkeep.core.command import CommandError, DeliveryRequest, FailureCode, Payload
+from mailkeep.intake.body import check_json, decode_json
+
+REQUIRED: Final = ("source", "payload_mode", "payload_json")
+REQUIRED_OF_STREAM: Final = (
+    "delivery_id",
+    "source",
+    "payload_mode",
+    "idempotency_key",
+    "requested_at_ms",
+    "payload_json",
+)
+OPTIONAL: Final = ("class", "guarantee", "expires_at_ms", "send_at_ms", "supersede_key", "traceparent")
+PAYLOAD: Final = "payload_json"
+_INSTANTS: Final = frozenset({"requested_at_ms", "expires_at_ms", "send_at_ms"})
+_KNOWN: Final = {name.encode(): name for name in (*REQUIRED_OF_STREAM, *OPTIONAL)}
+_PAYLOAD_DECODER: Final = msgspec.json.Decoder(Payload)
+
+
+def parse_entry(
+    fields: Mapping[bytes, bytes], max_bytes: int, required: tuple[str, ...] = REQUIRED_OF_STREAM
+) -> DeliveryRequest:
+    """Return the request in `fields`. Raises `CommandError`; `max_bytes` bounds each value."""
+    texts = _texts(fields, max_bytes)
+    for name in required:
+        if name not in texts:
+            raise CommandError(FailureCode.MISSING_FIELD, name, "is required")
+    payload = _payload(texts.pop(PAYLOAD).encode())
+    values = {name: _instant(name, text) if name in _INSTANTS else text for name, text in texts.items()}
+    try:
+        return msgspec.convert({**values, "payload": payload}, DeliveryRequest)
+    except msgspec.ValidationError:
+        raise CommandError(FailureCode.INVALID_FIELD, "requested_at_ms", "is out of range") from None
+
+
+def entry_of_json(command: bytes) -> dict[bytes, bytes]:
+    """Return the flat fields of a command in one JSON object: `payload` becomes `payload_json`, numbers their digits."""
+    members = msgspec.json.decode(command, type=dict[str, msgspec.Raw])
+    fields: dict[bytes, bytes] = {}
+    for name, raw in members.items():
+        value = bytes(raw)
+        if name == "payload":
+            fields[PAYLOAD.encode()] = value
+        elif value != b"null":
+            fields[name.encode()] = (
+                msgspec.json.decode(value, type=str).encode() if value[:1] == b'"' else value
+            )
+    return fields
+
+
+def _payload(data: bytes) -> Payload:
+    try:
+        check_json(data)
+        return decode_json(data, _PAYLOAD_DECODER)
+    except CommandError as fault:
+        field = PAYLOAD if fault.code is FailureCode.INVALID_JSON else f"payload.{fault.field}".rstrip(".")
+        raise CommandError(fault.code, field, fault.message) from None
+
+
+def _texts(fields: Mapping[bytes, bytes], max_bytes: int) -> dict[str, str]:
+    texts = {}
+    for raw_name, raw_value in fields.items():
+        name = _KNOWN.get(raw_name)
+        if name is None:
+            raise CommandError(
+                FailureCode.UNKNOWN_FIELD, _shown(raw_name), "is not a field of a delivery command"
+            )
+        if len(raw_value) > max_bytes:
+            raise CommandError(FailureCode.TOO_LARGE, name, f"is larger than {max_bytes} bytes")
+        try:
+            texts[name] = raw_value.decode()
+        except UnicodeDecodeError:
+            raise CommandError(FailureCode.INVALID_FIELD, name, "is not UTF-8") from None
+    return texts
+
+
+def _instant(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise CommandError(FailureCode.INVALID_FIELD, name, "must be Unix milliseconds")
+    return int(text)
+
+
+def _shown(raw_name: bytes) -> str:
+    return raw_name[:64].decode("ascii", "backslashreplace")

@@ -1,0 +1,88 @@
+"""Malformed commands in PostgreSQL: kept once each, listed, replayed, forgotten after their retention."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from mailkeep.core.command import FailureCode
+from mailkeep.core.ids import new_id
+from mailkeep.core.malformed import Intake, Malformed
+from mailkeep.store.postgres import Store
+
+
+class StoredMalformed(msgspec.Struct, frozen=True):
+    """A malformed command as it is stored."""
+
+    id: UUID
+    record: Malformed
+    rejected_at: datetime
+    replayed_at: datetime | None
+    replayed_as: UUID | None
+
+
+class MalformedCommands:
+    """The table `mail.malformed_commands`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def keep(self, records: Sequence[Malformed], now_s: float) -> int:
+        """Store `records`, each entry once; answers how many were new. Raises `StoreUnavailableError`."""
+        rows = await self._store.fetch(
+            "keep_malformed",
+            [new_id(now_s) for _ in records],
+            [record.intake for record in records],
+            [record.entry_id for record in records],
+            [record.failure_code for record in records],
+            [record.field for record in records],
+            [record.message for record in records],
+            [record.delivery_id for record in records],
+            [record.source for record in records],
+            [record.raw for record in records],
+            [record.cut for record in records],
+        )
+        return len(rows)
+
+    async def page(
+        self,
+        *,
+        before: UUID | None = None,
+        code: str | None = None,
+        source: str | None = None,
+        limit: int = 50,
+    ) -> list[StoredMalformed]:
+        """Return up to `limit` records, newest first, older than `before`."""
+        rows = await self._store.fetch("read_malformed", before, code, source, limit)
+        return [_stored(row) for row in rows]
+
+    async def get(self, record_id: UUID) -> StoredMalformed | None:
+        """Return one record, or None."""
+        rows = await self._store.fetch("read_malformed_one", record_id)
+        return _stored(rows[0]) if rows else None
+
+    async def mark_replayed(self, record_id: UUID, delivery_id: UUID) -> None:
+        """Note as what delivery a record was taken after all."""
+        await self._store.fetch("mark_replayed", record_id, delivery_id)
+
+
+def _stored(row: asyncpg.Record) -> StoredMalformed:
+    return StoredMalformed(
+        id=row["id"],
+        record=Malformed(
+            intake=Intake(row["intake"]),
+            entry_id=row["entry_id"],
+            failure_code=FailureCode(row["failure_code"]),
+            field=row["field"],
+            message=row["message"],
+            delivery_id=row["delivery_id"],
+            source=row["source"],
+            raw=row["raw"],
+            cut=row["cut"],
+        ),
+        rejected_at=row["rejected_at"],
+        replayed_at=row["replayed_at"],
+        replayed_as=row["replayed_as"],
+    )

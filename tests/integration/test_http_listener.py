@@ -1,0 +1,322 @@
+"""The listener over raw sockets: what a peer does wrong, or too slowly, costs its own connection and nothing else."""
+
+import asyncio
+import contextlib
+import errno
+import json
+import ssl
+
+import httpx2
+import pytest
+import trustme
+
+from conftest import DELIVERIES, command
+from mailkeep.intake import listener as listener_module
+from mailkeep.intake.listener import MAX_HEAD_BYTES, InternalHttpListener, listen
+
+HOST = "127.0.0.1"
+REQUEST_TIMEOUT_S = 0.6
+PATIENCE_S = 20.0
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def read_body(receive):
+    """Return a request's body, None if its sender left."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message["body"]
+        if not message["more_body"]:
+            return body
+
+
+class App:
+    """Answers each request with its body; `/large` with more than a socket holds; `/wait` once it is let go."""
+
+    def __init__(self):
+        self.gone = 0
+        self.let_go = asyncio.Event()
+
+    async def __call__(self, scope, receive, send):
+        body = await read_body(receive)
+        if body is None:
+            self.gone += 1
+            return
+        if scope["path"] == "/wait":
+            await self.let_go.wait()
+        if scope["path"] == "/large":
+            body = bytes(64 * 1024 * 1024)
+        head = {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-length", b"%d" % len(body))],
+        }
+        await send(head)
+        await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def app():
+    """The application that is served."""
+    return App()
+
+
+@pytest.fixture
+async def listening(app):
+    """Run a listener that is impatient with slow requests."""
+    listener = InternalHttpListener(app, HOST, 0, request_timeout_s=REQUEST_TIMEOUT_S)
+    await listener.start()
+    yield listener
+    await listener.stop(5)
+
+
+@contextlib.asynccontextmanager
+async def connected(listener):
+    """Yield a connection to the listener."""
+    reader, writer = await asyncio.open_connection(HOST, listener.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def rest(reader):
+    """Return what still comes until the connection is closed or reset."""
+    async with asyncio.timeout(PATIENCE_S):
+        try:
+            return await reader.read()
+        except ConnectionError:
+            return b""
+
+
+async def answers(listener):
+    """Check that the listener answers another connection now."""
+    async with connected(listener) as (reader, writer):
+        writer.write(REQUEST)
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_port_in_use_is_one_clear_error(app, listening):
+    """A second listener on the same port raises OSError and leaves the first at work."""
+    second = InternalHttpListener(app, HOST, listening.port)
+    with pytest.raises(OSError) as caught:
+        await second.start()
+    assert caught.value.errno == errno.EADDRINUSE
+    await answers(listening)
+
+
+async def test_processes_may_share_one_bound_socket(app):
+    """A listener serves on a socket that was bound before, as the processes of one service do."""
+    bound = listen("localhost", 0)
+    port = bound.getsockname()[1]
+    first = InternalHttpListener(app, HOST, 0, listening=bound.dup())
+    second = InternalHttpListener(app, HOST, 0, listening=bound)
+    await first.start()
+    await second.start()
+    assert first.port == second.port == port
+    await first.stop(1)
+    await answers(second)
+    await second.stop(1)
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET / HT",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n123",
+        REQUEST + b"GET / HTTP/1.1\r\n",
+    ],
+)
+async def test_a_request_that_does_not_come_whole_is_cut(listening, begun):
+    """Slow loris: silence, a dripping head or a dripping body ends after the bound; others are answered meanwhile."""
+    async with connected(listening) as (reader, writer):
+        writer.write(begun)
+        dripping = asyncio.create_task(drip(writer))
+        await answers(listening)
+        got = await rest(reader)
+        dripping.cancel()
+    assert got.count(b"HTTP/1.1 200") == begun.count(REQUEST)
+    await answers(listening)
+
+
+async def drip(writer):
+    """Send a byte now and then."""
+    while True:
+        await asyncio.sleep(REQUEST_TIMEOUT_S / 5)
+        writer.write(b"1")
+
+
+async def test_a_body_that_is_cut_short_is_told_to_the_application(app, listening):
+    """A sender that leaves in the middle of a body is gone for the application too."""
+    async with connected(listening) as (_, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123")
+        await writer.drain()
+    async with asyncio.timeout(PATIENCE_S):
+        while not app.gone:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_peer_that_does_not_take_its_answer_is_cut(listening):
+    """An answer that nobody reads does not hold its connection for ever."""
+    async with connected(listening) as (reader, writer):
+        reader._transport.pause_reading()
+        writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            while not listening._connections():
+                await asyncio.sleep(0.01)
+            while listening._connections():
+                await asyncio.sleep(0.05)
+
+
+async def test_an_idle_connection_is_kept(listening):
+    """Between requests a connection may rest longer than a request may take."""
+    async with connected(listening) as (reader, writer):
+        for _ in range(2):
+            writer.write(REQUEST)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            await asyncio.sleep(REQUEST_TIMEOUT_S * 1.5)
+
+
+async def test_a_head_without_end_is_refused(listening):
+    """A head that outgrows its bound is a 431, and the connection is closed."""
+    async with connected(listening) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        for _ in range(3 * MAX_HEAD_BYTES // 4096):
+            writer.write(b"x" * 4096)
+            await asyncio.sleep(0)
+        assert (await rest(reader)).startswith((b"HTTP/1.1 431", b""))
+    await answers(listening)
+
+
+@pytest.mark.parametrize("endless", [b"5;extension=" + b"x" * 65536, b"0\r\n" + b"X-Trailer: x\r\n" * 5000])
+async def test_framing_without_end_is_cut(listening, endless):
+    """Chunk extensions and trailers are bounded like a head."""
+    async with connected(listening) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + endless)
+        sending = asyncio.create_task(keep_sending(writer, endless[-65536:]))
+        assert b"200" not in await rest(reader)
+        sending.cancel()
+    await answers(listening)
+
+
+async def keep_sending(writer, piece):
+    """Send `piece` again and again."""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            writer.write(piece)
+            await writer.drain()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 6\r\n",
+        b"Content-Length: 6\r\nContent-Length: 5\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+        b"Content-Length: +6\r\n",
+        b"Content-Length : 6\r\n",
+    ],
+)
+async def test_ambiguous_framing_gets_one_refusal(listening, headers):
+    """Request smuggling: where length and coding disagree there is one reply, an error, and no second request."""
+    smuggled = b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with connected(listening) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n" + smuggled)
+        got = await rest(reader)
+    assert got.count(b"HTTP/1.1 ") == 1
+    assert got.startswith(b"HTTP/1.1 400")
+
+
+async def test_pipelined_requests_are_answered_in_order(listening):
+    """Several requests in one write get one reply each, in order."""
+    async with connected(listening) as (reader, writer):
+        for body in (b"one", b"two"):
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n" + body)
+        writer.write(REQUEST.replace(b"Host", b"Connection: close\r\nHost"))
+        got = await rest(reader)
+    assert got.count(b"HTTP/1.1 200") == 3
+    assert got.index(b"one") < got.index(b"two")
+
+
+async def test_connections_are_counted(app, monkeypatch):
+    """Beyond the bound new connections are closed at once, and those that are there go on."""
+    monkeypatch.setattr(listener_module, "MAX_CONNECTIONS", 3)
+    listener = InternalHttpListener(app, HOST, 0)
+    await listener.start()
+    async with contextlib.AsyncExitStack() as stack:
+        kept = [await stack.enter_async_context(connected(listener)) for _ in range(3)]
+        reader, _ = await stack.enter_async_context(connected(listener))
+        assert await rest(reader) == b""
+        for reader, writer in kept:
+            writer.write(REQUEST)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    await listener.stop(1)
+
+
+async def test_two_hundred_idle_connections_hinder_nobody(served):
+    """With 200 silent connections open, a command is taken as usual."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(200):
+            await stack.enter_async_context(connected(served))
+        assert (await served.post(DELIVERIES, command())).status_code == 202
+
+
+async def test_a_stop_lets_a_request_finish(app, listening):
+    """Stopping takes no new connection, and waits for the answer that is due."""
+    async with connected(listening) as (reader, writer):
+        writer.write(REQUEST.replace(b" / ", b" /wait "))
+        await asyncio.sleep(0.1)
+        port = listening.port
+        stopping = asyncio.create_task(listening.stop(PATIENCE_S))
+        await asyncio.sleep(0.2)
+        with pytest.raises(OSError):
+            await asyncio.open_connection(HOST, port)
+        assert not stopping.done()
+        app.let_go.set()
+        assert (await rest(reader)).startswith(b"HTTP/1.1 200")
+        await stopping
+
+
+async def test_a_stop_cuts_what_takes_too_long(listening):
+    """After its time a stop ends whatever is still open."""
+    async with connected(listening) as (reader, writer):
+        writer.write(REQUEST.replace(b" / ", b" /wait "))
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(PATIENCE_S):
+            await listening.stop(0.3)
+        assert await rest(reader) == b""
+
+
+async def test_tls_is_spoken_where_it_is_given(app):
+    """With a TLS context the listener speaks HTTPS only."""
+    authority = trustme.CA()
+    server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(client)
+    listener = InternalHttpListener(app, HOST, 0, tls=server)
+    await listener.start()
+    async with httpx2.AsyncClient(verify=client) as calling:
+        answer = await calling.post(f"https://localhost:{listener.port}/", content=b"secret")
+        assert answer.content == b"secret"
+        with pytest.raises(httpx2.TransportError):
+            await calling.get(f"http://localhost:{listener.port}/")
+    await listener.stop(1)
+
+
+async def test_a_sender_that_leaves_half_way_leaves_no_trace(served, capsys):
+    """A command whose sender leaves is not taken, and is no fault of the service."""
+    body = json.dumps(command()).encode()
+    head = f"POST {DELIVERIES} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    async with connected(served) as (_, writer):
+        writer.write(head.encode() + b"\r\n\r\n" + body[:-1])
+        await writer.drain()
+    assert (await served.get(DELIVERIES)).json()["deliveries"] == []
+    assert "fault" not in capsys.readouterr().out

@@ -1,0 +1,306 @@
+"""The queue as a state machine on real PostgreSQL: replicas, crashes, lost claims and time in any order.
+
+After every step: nothing accepted is lost (I1), a lost claim changes nothing (I4), one key is one delivery (I5), the
+accounts agree (I6), dead letters are the deliveries in `dead_letter` (I7), an ended delivery never changes again, each
+move is one of `core.delivery.TRANSITIONS`, and under `at_most_once` no second claim follows a committed mark (I2).
+"""
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from queue_kit import ANY, HOP, check_accounts, delivery, ending, finished, lose, now, rows, shift_clock
+
+from mailkeep.core.delivery import BIRTH, TERMINAL, TRANSITIONS, DeliveryClass, DeliveryStatus, Guarantee
+from mailkeep.core.outcome import Scope, Severity
+from mailkeep.core.queue import Claim, KeyHolder
+from mailkeep.store.postgres import Store
+
+S = DeliveryStatus
+TABLES = ("deliveries", "recipients", "payloads", "attempts", "dead_letters", "idempotency_keys", "replicas")
+KEYS = [f"key{number}" for number in range(12)]
+WAITS_S = [0, 1, 20, 60, 600, 7200]
+
+
+class Seen(msgspec.Struct):
+    """What the table said of a delivery after the last step."""
+
+    status: DeliveryStatus
+    row: asyncpg.Record
+    message: bytes | None
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Drives one store; `dsn` and the set of observed moves are given by the test."""
+
+    dsn: str
+    observed: Counter[tuple[DeliveryStatus, DeliveryStatus]]
+
+    replicas = Bundle("replicas")
+    claims = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.Runner()
+        self.store: Store = self.run(Store.open(self.dsn, pool_size=2))
+        self.seen: dict[UUID, Seen] = {}
+        self.holders: dict[str, UUID] = {}
+        self.current: dict[UUID, tuple[UUID, int]] = {}
+        self.marked: dict[UUID, int] = {}
+        self.gone: set[UUID] = set()
+
+    def run(self, coroutine: Any) -> Any:
+        return self.loop.run(coroutine)
+
+    def teardown(self) -> None:
+        async def clear() -> None:
+            (found,) = await rows(self.store, "SELECT current_database() AS name")
+            await rows(self.store, f"TRUNCATE {', '.join(f'mail.{table}' for table in TABLES)}")
+            await rows(self.store, f"ALTER DATABASE {found['name']} RESET mail.clock_offset")
+            await self.store.close()
+
+        self.run(clear())
+        self.loop.close()
+
+    # -- replicas ----------------------------------------------------------------------------------------------
+
+    async def _register(self) -> UUID:
+        replica_id = (await delivery(self.store)).id
+        await self.store.register_replica(replica_id, "host", 1, "1.0")
+        return replica_id
+
+    @initialize(target=replicas)
+    def first_replica(self) -> UUID:
+        return self.run(self._register())
+
+    @rule(target=replicas)
+    def replica_starts(self) -> UUID:
+        return self.run(self._register())
+
+    @rule(replica=replicas)
+    def replica_beats(self, replica: UUID) -> None:
+        assert (self.run(self.store.beat(replica, 1)) is None) == (replica in self.gone)
+
+    @rule(replica=replicas)
+    def replica_falls_silent(self, replica: UUID) -> None:
+        if replica not in self.gone:
+            self.run(lose(self.store, replica))
+            self.gone.add(replica)
+
+    @rule(replica=replicas)
+    def replica_stops(self, replica: UUID) -> None:
+        self.run(self.store.stop_replica(replica))
+        self.gone.add(replica)
+
+    @rule()
+    def takeover(self) -> None:
+        held = {key for key, (replica, _) in self.current.items() if replica in self.gone}
+        assert set(self.run(self.store.take_over())) == held
+        for key in held:
+            del self.current[key]
+
+    # -- intake ------------------------------------------------------------------------------------------------
+
+    @rule(
+        target=claims,
+        replica=replicas,
+        wishes=st.lists(
+            st.fixed_dictionaries(
+                {
+                    "idempotency_key": st.sampled_from(KEYS),
+                    "fingerprint": st.sampled_from([b"1" * 16, b"2" * 16]),
+                    "status": st.sampled_from(sorted(BIRTH)),
+                    "guarantee": st.sampled_from(Guarantee),
+                    "delivery_class": st.sampled_from(DeliveryClass),
+                    "recipients": st.sampled_from([("ann@example.org",), ("ann@example.org", "bob@example.org")]),
+                    "sensitive": st.booleans(),
+                }
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+        expires_in_s=st.sampled_from([None, 30, 3600]),
+    )
+    def accept(self, replica: UUID, wishes: list[dict[str, Any]], expires_in_s: int | None) -> Any:
+        return multiple(*self.run(self._accept(replica, wishes, expires_in_s)))
+
+    async def _accept(self, replica: UUID, wishes: list[dict[str, Any]], expires_in_s: int | None) -> list[Claim]:
+        expires_at = expires_in_s and await now(self.store) + timedelta(seconds=expires_in_s)
+        batch = []
+        for wish in wishes:
+            content = {"message": None, "command": b"{}"} if wish["status"] is S.QUEUED else {}
+            batch.append(await delivery(self.store, expires_at=expires_at, **wish, **content))
+        born = []
+        for new, answer in zip(batch, await self.store.accept(replica, batch), strict=True):
+            if isinstance(answer, KeyHolder):
+                assert self.holders[new.idempotency_key] == answer.delivery_id
+                continue
+            assert new.idempotency_key not in self.holders
+            self.holders[new.idempotency_key] = answer
+            if new.status is S.SENDING:
+                born.append(new.id)
+                self.current[new.id] = (replica, 1)
+        return [await self._claim_at_birth(replica, delivery_id) for delivery_id in born]
+
+    async def _claim_at_birth(self, replica: UUID, delivery_id: UUID) -> Claim:
+        (found,) = await rows(self.store, "SELECT * FROM mail.deliveries WHERE id = $1", delivery_id)
+        names = ("source", "guarantee", "next_hop", "attempts", "rungs_used", "recipient_states", "size_bytes", "sensitive")
+        values = {name: found[name] for name in names} | {"guarantee": Guarantee(found["guarantee"])}
+        return Claim(replica, delivery_id, 1, delivery_class=DeliveryClass(found["class"]), **values)
+
+    # -- dispatch ----------------------------------------------------------------------------------------------
+
+    @rule(target=claims, replica=replicas, bound=st.integers(1, 5))
+    def claim(self, replica: UUID, bound: int) -> Any:
+        wanted = [(hop, delivery_class, bound) for hop, delivery_class, _ in ANY]
+        return multiple(*self._claimed(self.run(self.store.claim_due(replica, wanted))))
+
+    @rule(target=claims, replica=replicas)
+    def claim_suspect(self, replica: UUID) -> Any:
+        found = self.run(self.store.claim_suspect(replica, [HOP]))
+        return multiple(*self._claimed([found] if found else []))
+
+    def _claimed(self, claims: list[Claim]) -> list[Claim]:
+        for claim in claims:
+            assert claim.id not in self.current, "a claimed delivery was claimed again"
+            assert claim.id not in self.marked or claim.guarantee is not Guarantee.AT_MOST_ONCE, (
+                "a delivery whose dot may have left is sent again"
+            )
+            self.current[claim.id] = (claim.replica_id, claim.token)
+        return claims
+
+    def _holds(self, claim: Claim) -> bool:
+        return self.current.get(claim.id) == (claim.replica_id, claim.token)
+
+    @rule(
+        claim=claims,
+        severity=st.sampled_from(Severity),
+        scope=st.sampled_from(Scope),
+        suppress=st.booleans(),
+        rungs=st.integers(0, 3),
+    )
+    def finish(self, claim: Claim, severity: Severity, scope: Scope, suppress: bool, rungs: int) -> None:
+        outcome = ending(claim, severity, scope=scope, suppress=suppress)
+        attempt = finished(claim, outcome, ladder_s=(20.0, 60.0, 600.0)[:rungs])
+        if claim.message is None and attempt.decision.status is S.RENDERED:
+            attempt = msgspec.structs.replace(attempt, message=b"fixed by an attempt\r\n")
+        holds = self._holds(claim)
+        answer = self.run(self.store.finish([attempt]))
+        assert set(answer) == ({claim.id} if holds else set())
+        if holds:
+            del self.current[claim.id]
+            if severity is not Severity.UNKNOWN:
+                self.marked.pop(claim.id, None)
+        else:
+            self.check_nothing_changed()
+
+    @rule(claim=claims)
+    def mark_dot(self, claim: Claim) -> None:
+        holds = self._holds(claim)
+        assert self.run(self.store.mark_dot([claim])) == ({claim.id} if holds else set())
+        if holds:
+            self.marked[claim.id] = claim.token
+        else:
+            self.check_nothing_changed()
+
+    @rule(claim=claims)
+    def hand_back(self, claim: Claim) -> None:
+        holds = self._holds(claim)
+        assert self.run(self.store.hand_back([claim])) == ({claim.id} if holds else set())
+        if holds:
+            del self.current[claim.id]
+            self.marked.pop(claim.id, None)
+        else:
+            self.check_nothing_changed()
+
+    @rule(wait_s=st.sampled_from(WAITS_S))
+    def time_passes(self, wait_s: int) -> None:
+        self.run(shift_clock(self.store, timedelta(seconds=wait_s)))
+
+    @rule()
+    def expire(self) -> None:
+        self.run(self.store.expire_due())
+
+    # -- what always holds -------------------------------------------------------------------------------------
+
+    async def _look(self) -> dict[UUID, Seen]:
+        found = await rows(
+            self.store,
+            "SELECT d.*, p.message, (SELECT count(*) FROM mail.attempts a WHERE a.delivery_id = d.id) AS recorded"
+            " FROM mail.deliveries d LEFT JOIN mail.payloads p ON p.delivery_id = d.id",
+        )
+        return {record["id"]: Seen(S(record["status"]), record, record["message"]) for record in found}
+
+    def check_nothing_changed(self) -> None:
+        """I4: the table is what it was after the last step."""
+        after = self.run(self._look())
+        assert {key: seen.row for key, seen in after.items()} == {key: seen.row for key, seen in self.seen.items()}
+
+    @invariant()
+    def every_rule_of_the_contract_holds(self) -> None:
+        before, self.seen = self.seen, self.run(self._look())
+        self.run(check_accounts(self.store, list(self.holders.values())))
+        for key, seen in self.seen.items():
+            if key in before:
+                self._check_move(before[key], seen)
+            else:
+                assert seen.status in BIRTH
+            assert seen.row["recorded"] == seen.row["attempts"]
+            assert (seen.status is S.SENDING) == (key in self.current)
+            assert seen.status is not S.SENT or set(seen.row["recipient_states"]) == {"s"}
+            if seen.row["sensitive"] and seen.status in TERMINAL:
+                assert seen.message is None, "a secret is at rest"
+            if seen.status in (S.RENDERED, S.SENDING, S.HELD) and seen.status is not S.SENDING:
+                assert seen.status is S.HELD or seen.message is not None, "waits for an attempt without bytes"
+
+    def _check_move(self, before: Seen, after: Seen) -> None:
+        if before.status in TERMINAL:
+            assert after.row == before.row, "an ended delivery changed"
+        if before.status is not after.status:
+            assert (before.status, after.status) in TRANSITIONS
+            self.observed[before.status, after.status] += 1
+        assert after.row["claim_token"] >= before.row["claim_token"]
+        assert after.row["attempts"] >= before.row["attempts"]
+        if before.message is not None and after.message is not None:
+            assert after.message == before.message, "the bytes of a delivery changed"
+
+
+BY_OPERATORS = {
+    pair
+    for pair in TRANSITIONS
+    if pair[0] is S.HELD or pair[1] in (S.CANCELLED,) or (pair[1] is S.HELD and pair[0] is not S.SENDING)
+}
+"""Moves that only a person makes; the statements for them are tested with the operator's room."""
+
+
+def test_the_queue_keeps_its_promises(dsn):
+    """Whatever order replicas, crashes, lost claims and time come in, every invariant holds after every step.
+
+    Together the runs make each move of the table that dispatch can make, so that the table holds nothing unused.
+    """
+    QueueMachine.dsn, QueueMachine.observed = dsn, Counter()
+    run_state_machine_as_test(
+        QueueMachine,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
+    assert set(TRANSITIONS) - BY_OPERATORS - set(QueueMachine.observed) == set()
