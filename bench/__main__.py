@@ -65,7 +65,8 @@ def main() -> int:
     """Run the benchmark; returns the exit code."""
     options = _options()
     console = Console(width=max(Console().width, MIN_WIDTH))
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         with _folder(options.dir) as folder:
             report = _bench(options, folder, console)
@@ -95,6 +96,8 @@ def _options() -> Options:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # impatience must not break off the stopping
     raise KeyboardInterrupt
 
 

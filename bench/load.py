@@ -59,7 +59,7 @@ class Client(asyncio.Protocol, abc.ABC):
         self._answered = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
-        """Judge each whole answer; at the last that is awaited wake `exchange`."""
+        """Judge each whole answer; at the last that is awaited wake `hand_over`."""
         self._buffer += data
         while (answer := self._next_answer()) is not None:
             self._awaited -= 1

@@ -138,7 +138,9 @@ def _elsewhere_s(peer: Peer) -> float:
 
 def figures(plan: Plan, seen: Observation, arrivals: Arrivals) -> Figures:
     """Work one run's figures out, from what was seen of the peer and what the sink got in all."""
-    total = plan.flood.stop
+    total, arrived = plan.flood.stop, len(arrivals.at_ns)
+    if arrived < total / 2:
+        raise BenchError(f"{total - arrived} of {total} accepted messages never came; that is no speed")
     arrived_ns = [at_ns for token, at_ns in arrivals.at_ns.items() if token in plan.flood]
     first_ns = min(seen.flood.started_ns.values())
     from_request_ms = _waits_ms(seen.quiet.started_ns, arrivals)
@@ -152,9 +154,9 @@ def figures(plan: Plan, seen: Observation, arrivals: Arrivals) -> Figures:
         request_to_hop_p99_ms=from_request_ms[98],
         accept_to_hop_p50_ms=from_accept_ms[49],
         accept_to_hop_p99_ms=from_accept_ms[98],
-        lost=total - len(arrivals.at_ns),
+        lost=total - arrived,
         duplicated=arrivals.duplicates,
-        message_bytes=arrivals.content_bytes / (len(arrivals.at_ns) + arrivals.duplicates),
+        message_bytes=arrivals.content_bytes / (arrived + arrivals.duplicates),
         elsewhere_cores=seen.cost.elsewhere_s / seen.cost.wall_s,
     )
 

@@ -178,9 +178,10 @@ async def shift_clock(store: Store, by: timedelta) -> None:
 
 
 async def lose(store: Store, replica_id: UUID) -> None:
-    """Let a replica fall silent and have it declared lost."""
-    await rows(store, "UPDATE mail.replicas SET last_seen_at = last_seen_at - interval '1 hour' WHERE id = $1", replica_id)
-    assert replica_id in await store.mark_lost(60.0)
+    """Let one replica fall silent, and have it alone declared lost."""
+    silence = timedelta(days=1000)
+    await rows(store, "UPDATE mail.replicas SET last_seen_at = last_seen_at - $2::interval WHERE id = $1", replica_id, silence)
+    assert await store.mark_lost(silence.total_seconds() - 1) == [replica_id]
 
 
 async def check_accounts(store: Store, accepted_ids: Sequence[UUID]) -> None:

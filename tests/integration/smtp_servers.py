@@ -80,7 +80,9 @@ def hop_to(port: int, **changes: Any) -> NextHop:
     return NextHop(name="hop", port=port, timers=Timers(**limits), **(options | changes))
 
 
-def mail(*recipients: str, message: bytes = MESSAGE, sender: str = "from@client.test", **options: bool) -> Envelope:
+def mail(
+    *recipients: str, message: bytes = MESSAGE, sender: str = "from@client.test", **options: bool
+) -> Envelope:
     """An envelope for `recipients`, one of them by default."""
     addresses = recipients or ("to@example.test",)
     return Envelope("delivery", sender, tuple(enumerate(addresses)), message, **options)
@@ -181,7 +183,9 @@ class ScriptedPeer:
                 self.commands[index].append(".")
                 await self._play(".", writer)
 
-    async def _read_body(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, index: int) -> None:
+    async def _read_body(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, index: int
+    ) -> None:
         body = bytearray()
         if "BODY" in self.answers:
             body += await reader.read(1)
@@ -200,7 +204,9 @@ class ScriptedPeer:
         if answer == Act.STALL:
             await self.over.wait()
         elif answer == Act.RESET:
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
             writer.transport.abort()
         elif answer == Act.CLOSE:
             writer.close()
@@ -227,7 +233,9 @@ async def scripted_peer(*, tls: ssl.SSLContext | None = None, **answers: Any) ->
         serving.add(task)
         task.add_done_callback(serving.discard)
 
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio wants the protocol named
+    listener = socket.socket(
+        socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # asyncio wants the protocol named
     listener.bind(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
     server = await asyncio.start_server(accept, sock=listener)
@@ -297,7 +305,9 @@ class Inbox:
 
 
 @contextlib.contextmanager
-def aiosmtpd_server(handler: Any, *, implicit_tls: ssl.SSLContext | None = None, **options: Any) -> Iterator[int]:
+def aiosmtpd_server(
+    handler: Any, *, implicit_tls: ssl.SSLContext | None = None, **options: Any
+) -> Iterator[int]:
     """An aiosmtpd server on loopback; yields its port."""
     from aiosmtpd.smtp import SMTP
 

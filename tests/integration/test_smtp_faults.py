@@ -45,11 +45,8 @@ LARGE = b"Subject: large\r\n\r\n" + (b"x" * 76 + b"\r\n") * 100_000  # more than
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
+    """An authority for the whole module."""
     return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
-def phases_of(outcome):
-    return [step.phase for step in outcome.steps]
 
 
 @on_both_loops
@@ -66,11 +63,14 @@ async def test_a_pipelining_server_gets_the_envelope_in_one_write_and_the_messag
     ]
     assert peer.raw[0].startswith(
         b"EHLO client.test\r\n"
-        b"MAIL FROM:<from@client.test> SIZE=%d\r\n" % len(MESSAGE)
+        b"MAIL FROM:<from@client.test> SIZE=%d\r\n"
+        % len(MESSAGE)
         + b"RCPT TO:<a@example.test>\r\nRCPT TO:<b@example.test>\r\nDATA\r\n"
     )
     assert peer.bodies == [dot_stuffed(MESSAGE) + b".\r\n"]
-    assert peer.raw[0].replace(b"\r\n", b"").count(b"\r") == peer.raw[0].replace(b"\r\n", b"").count(b"\n") == 0
+    assert (
+        peer.raw[0].replace(b"\r\n", b"").count(b"\r") == peer.raw[0].replace(b"\r\n", b"").count(b"\n") == 0
+    )
     assert peer.commands[0][-1] == "QUIT"
     assert [(step.phase, step.sent) for step in outcome.steps[1:]] == [
         (Phase.GREETING, ""),
@@ -186,7 +186,10 @@ async def test_rcpt_251_and_252_accept_the_recipient(code):
 
 SHIFTED = {
     "a doubled reply to MAIL": {"mail": b"250 ok\r\n250 ok\r\n", "rcpt": b"550 5.1.1 no such user\r\n"},
-    "the reply to the dot before the dot": {"data": b"354 go on\r\n250 2.0.0 taken\r\n", "dot": b"554 no\r\n"},
+    "the reply to the dot before the dot": {
+        "data": b"354 go on\r\n250 2.0.0 taken\r\n",
+        "dot": b"554 no\r\n",
+    },
     "half a reply before the dot": {"data": b"354 go on\r\n2", "dot": b"554 no\r\n"},
     "a doubled greeting": {"greeting": b"220 hi\r\n220 hi\r\n"},
     "a doubled reply to EHLO": {"ehlo": EHLO + b"250 ok\r\n"},
@@ -212,7 +215,11 @@ async def test_a_reply_that_comes_late_but_before_the_dot_is_noticed():
         fence = OpenFence(commit=lambda: asyncio.sleep(0.2, True))
         peer.answers["BODY"] = b"250 2.0.0 taken\r\n"
         outcome = await send(hop_to(peer.port), fence=fence)
-    assert (outcome.certainty, outcome.rule, fence.dots_left) == (Certainty.NOT_DELIVERED, "broken_protocol", 0)
+    assert (outcome.certainty, outcome.rule, fence.dots_left) == (
+        Certainty.NOT_DELIVERED,
+        "broken_protocol",
+        0,
+    )
 
 
 @on_both_loops
@@ -362,15 +369,23 @@ async def test_a_lost_reply_after_the_dot_is_unknown_for_the_accepted_only():
         (b"250 SMTPUTF8\r\n", MESSAGE, {"eightbit": True}, "5.6.3"),
     ],
 )
-async def test_what_the_server_does_not_offer_fails_for_good_before_mail(extensions, message, options, enhanced):
+async def test_what_the_server_does_not_offer_fails_for_good_before_mail(
+    extensions, message, options, enhanced
+):
     """SIZE, SMTPUTF8 and 8BITMIME are checked against the announcement; the connection stays good for other mail."""
     async with scripted_peer(ehlo=b"250-peer.test\r\n" + extensions) as peer:
         hop = hop_to(peer.port)
         async with pool_of(hop) as pool:
             outcome = await pool.send(hop, mail(message=message, **options), OpenFence())
             await asyncio.sleep(0.05)
-            assert (await pool.send(hop, mail(message=b"a: b\r\n"), OpenFence())).certainty is Certainty.DELIVERED
-    assert (outcome.severity, outcome.scope, outcome.enhanced) == (Severity.PERMANENT, Scope.MESSAGE, enhanced)
+            assert (
+                await pool.send(hop, mail(message=b"a: b\r\n"), OpenFence())
+            ).certainty is Certainty.DELIVERED
+    assert (outcome.severity, outcome.scope, outcome.enhanced) == (
+        Severity.PERMANENT,
+        Scope.MESSAGE,
+        enhanced,
+    )
     assert (outcome.status, outcome.certainty) == (AttemptStatus.PROVIDER_REJECTED, Certainty.NOT_DELIVERED)
     assert len(peer.commands) == 1
     assert peer.commands[0][:3] == ["EHLO", "RSET", "MAIL"]
@@ -379,7 +394,9 @@ async def test_what_the_server_does_not_offer_fails_for_good_before_mail(extensi
 async def test_an_internationalised_address_goes_as_utf8():
     """With SMTPUTF8 and 8BITMIME offered both are asked for, and the address is UTF-8 on the wire."""
     async with scripted_peer(ehlo=b"250-peer.test\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n") as peer:
-        outcome = await send(hop_to(peer.port), mail("grün@example.test", message="Subject: ö\r\n\r\n".encode()))
+        outcome = await send(
+            hop_to(peer.port), mail("grün@example.test", message="Subject: ö\r\n\r\n".encode())
+        )
     assert outcome.severity is Severity.SUCCESS
     assert b"MAIL FROM:<from@client.test> BODY=8BITMIME SMTPUTF8\r\n" in peer.raw[0]
     assert "RCPT TO:<grün@example.test>\r\n".encode() in peer.raw[0]
@@ -429,7 +446,11 @@ async def test_a_host_without_an_address_is_an_outage():
     """A name that does not resolve, or can not exist, concerns the next hop."""
     for host in ("nowhere.invalid", "a" * 70 + ".invalid"):
         outcome = await send(hop_to(25, host=host))
-        assert (outcome.phase, outcome.scope, outcome.rule) == (Phase.CONNECT, Scope.NEXT_HOP, "no_connection")
+        assert (outcome.phase, outcome.scope, outcome.rule) == (
+            Phase.CONNECT,
+            Scope.NEXT_HOP,
+            "no_connection",
+        )
 
 
 # -- the body ---------------------------------------------------------------------------------------------------------
@@ -465,7 +486,8 @@ async def test_a_stalled_body_is_a_timeout_of_the_body():
 
 
 @pytest.mark.parametrize(
-    ("reply", "severity"), [(b"552 5.3.4 too big\r\n", Severity.PERMANENT), (b"421 4.3.0 bye\r\n", Severity.TRANSIENT)]
+    ("reply", "severity"),
+    [(b"552 5.3.4 too big\r\n", Severity.PERMANENT), (b"421 4.3.0 bye\r\n", Severity.TRANSIENT)],
 )
 @on_both_loops
 async def test_a_refusal_while_the_body_flows_decides(reply, severity):
@@ -522,7 +544,11 @@ async def test_a_lost_claim_opens_no_transaction():
     """Without the claim MAIL is not said."""
     async with scripted_peer() as peer:
         outcome = await send(hop_to(peer.port), fence=OpenFence(may_open=False))
-    assert (outcome.rule, outcome.certainty, outcome.phase) == ("claim_lost", Certainty.NOT_DELIVERED, Phase.MAIL)
+    assert (outcome.rule, outcome.certainty, outcome.phase) == (
+        "claim_lost",
+        Certainty.NOT_DELIVERED,
+        Phase.MAIL,
+    )
     assert "MAIL" not in peer.commands[0]
 
 
@@ -546,7 +572,11 @@ async def test_without_the_fence_no_dot_leaves(fence):
     async with scripted_peer(ehlo=EHLO_BARE) as peer:
         outcome = await send(hop_to(peer.port), fence=fence)
         await asyncio.sleep(0.05)
-    assert (outcome.rule, outcome.scope, outcome.severity) == ("claim_lost", Scope.MESSAGE, Severity.TRANSIENT)
+    assert (outcome.rule, outcome.scope, outcome.severity) == (
+        "claim_lost",
+        Scope.MESSAGE,
+        Severity.TRANSIENT,
+    )
     assert (outcome.certainty, fence.dots_left) == (Certainty.NOT_DELIVERED, 0)
     assert peer.bodies == []
 
@@ -584,9 +614,10 @@ async def test_cancelling_aborts_the_connection_and_tells_whether_the_dot_left(n
             with pytest.raises(asyncio.CancelledError):
                 await sending
             assert fence.dots_left == (1 if name == "dot" else 0)
-            peer.answers[{"dot": "."}.get(name, name.upper())] = {"dot": b"250 ok\r\n", "greeting": b"220 hi\r\n"}.get(
-                name, b"250 ok\r\n"
-            )
+            peer.answers[{"dot": "."}.get(name, name.upper())] = {
+                "dot": b"250 ok\r\n",
+                "greeting": b"220 hi\r\n",
+            }.get(name, b"250 ok\r\n")
             outcome = await asyncio.wait_for(pool.send(hop, mail(), OpenFence()), 3)
             assert outcome.severity is Severity.SUCCESS
 
@@ -641,7 +672,7 @@ async def test_what_was_offered_in_clear_is_forgotten(certificates):
         hop = hop_to(peer.port, host="localhost", tls=TlsMode.STARTTLS, ca_file=certificates.ca_file)
         outcome = await send(hop)
     assert outcome.severity is Severity.SUCCESS
-    assert phases_of(outcome).count(Phase.EHLO) == 2
+    assert [step.phase for step in outcome.steps].count(Phase.EHLO) == 2
     assert "TLSv1" in next(step.reply for step in outcome.steps if step.phase is Phase.TLS)
     assert b"SIZE=" not in peer.raw[0]
 
@@ -652,7 +683,9 @@ async def test_opportunistic_goes_on_in_clear_but_never_logs_in(starttls):
     answers = {"ehlo": EHLO_BARE} if starttls is None else {"ehlo": EHLO_TLS, "starttls": starttls}
     async with scripted_peer(**answers) as peer:
         assert (await send(hop_to(peer.port, tls=TlsMode.OPPORTUNISTIC))).severity is Severity.SUCCESS
-        outcome = await send(hop_to(peer.port, tls=TlsMode.OPPORTUNISTIC, username=USERNAME, password=PASSWORD))
+        outcome = await send(
+            hop_to(peer.port, tls=TlsMode.OPPORTUNISTIC, username=USERNAME, password=PASSWORD)
+        )
     assert (outcome.rule, outcome.scope, outcome.phase) == ("login_in_clear", Scope.CREDENTIAL, Phase.AUTH)
     assert "AUTH" not in peer.commands[1]
 

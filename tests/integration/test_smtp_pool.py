@@ -13,6 +13,7 @@ from mailkeep.smtp.pool import Pool
 
 
 async def send_once(pool, hop):
+    """Send one message with nothing special about it."""
     return await pool.send(hop, mail(), OpenFence())
 
 
@@ -155,7 +156,9 @@ async def test_rest_and_age_are_bounded(bound):
                 assert (await send_once(pool, hop)).steps[0].phase is Phase.CONNECT
 
 
-@pytest.mark.parametrize("answer", [Act.STALL, Act.CLOSE, Act.RESET, b"421 4.0.0 x\r\n", b"500 x\r\n", b"garbage\r\n"])
+@pytest.mark.parametrize(
+    "answer", [Act.STALL, Act.CLOSE, Act.RESET, b"421 4.0.0 x\r\n", b"500 x\r\n", b"garbage\r\n"]
+)
 async def test_quit_keeps_nobody_waiting(monkeypatch, answer):
     """Whatever a server does at QUIT, the outcome came before it, and its place is free after the timer for QUIT."""
     monkeypatch.setattr(pool_module, "MAX_USES", 1)

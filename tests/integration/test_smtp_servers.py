@@ -1,6 +1,7 @@
 """The SMTP client against servers not written here: aiosmtpd, Postfix, smtp-sink; aiosmtplib is the oracle."""
 
 import asyncio
+import itertools
 import ssl
 
 import aiosmtplib
@@ -40,6 +41,7 @@ MESSAGES = {
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
+    """An authority for the whole module."""
     return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
@@ -76,9 +78,7 @@ async def test_the_server_sees_what_it_sees_from_aiosmtplib(envelope):
     with aiosmtpd_server(theirs) as port:
         async with aiosmtplib.SMTP(hostname="127.0.0.1", port=port, start_tls=False) as oracle:
             options = ["SMTPUTF8", "BODY=8BITMIME"] if envelope.needs_smtputf8 else []
-            await oracle.sendmail(
-                envelope.sender, envelope.addresses, envelope.message, mail_options=options
-            )
+            await oracle.sendmail(envelope.sender, envelope.addresses, envelope.message, mail_options=options)
     (mine,), (oracles,) = ours.messages, theirs.messages
     assert (mine.mail_from, mine.rcpt_tos) == (oracles.mail_from, oracles.rcpt_tos)
     assert (mine.content, mine.smtp_utf8) == (oracles.content, oracles.smtp_utf8)
@@ -134,7 +134,10 @@ async def test_implicit_tls(certificates):
     assert [first.certainty, second.certainty] == [Certainty.DELIVERED] * 2
     assert [step.phase for step in first.steps][:3] == [Phase.CONNECT, Phase.TLS, Phase.GREETING]
     assert second.steps[0].phase is Phase.MAIL
-    assert [len(message.content) for message in inbox.messages] == [len(MESSAGE), len(MESSAGES["many blocks"])]
+    assert [len(message.content) for message in inbox.messages] == [
+        len(MESSAGE),
+        len(MESSAGES["many blocks"]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +178,7 @@ async def test_tls_1_1_is_not_spoken(certificates):
     """A server that knows nothing newer is out (RFC 8996)."""
     context = certificates.server_context("localhost")
     context.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     inbox = Inbox()
     with aiosmtpd_server(inbox, tls_context=context) as port:
@@ -212,16 +215,19 @@ async def test_a_wrong_password_is_535():
 
 @pytest.fixture(scope="module")
 def postfix(certificates):
+    """One Postfix for the whole module."""
     with postfix_server(certificates) as server:
         yield server
 
 
 def postfix_hop(postfix, certificates, **changes):
+    """Postfix as a next hop with STARTTLS and the right login."""
     options = {"host": "localhost", "tls": TlsMode.STARTTLS, "ca_file": certificates.ca_file} | LOGIN
     return hop_to(postfix.port, **(options | changes))
 
 
 def body_of(stored):
+    """What follows the header."""
     return stored.split(b"\n\n", 1)[1]
 
 
@@ -278,7 +284,7 @@ async def test_connections_to_smtp_sink_are_reused():
             async def send_many(count):
                 return [await pool.send(hop, mail(), OpenFence()) for _ in range(count)]
 
-            outcomes = sum(await asyncio.gather(*(send_many(50) for _ in range(4))), [])
+            outcomes = [*itertools.chain(*await asyncio.gather(*(send_many(50) for _ in range(4))))]
     assert all(outcome.certainty is Certainty.DELIVERED for outcome in outcomes)
     assert 2 <= sum(outcome.steps[0].phase is Phase.CONNECT for outcome in outcomes) <= 4
 

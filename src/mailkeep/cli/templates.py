@@ -3,12 +3,13 @@
 Exit codes: 0 done, 1 the catalog or the values have a fault, 2 wrong usage.
 """
 
-import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+
+from mailkeep.cli.output import EXIT_FAILED, fail, print_json, table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from mailkeep.templates.declaration import Variable
     from mailkeep.templates.folder import CatalogProblem
     from mailkeep.templates.render import Rendered
+
+EXIT_USAGE: Final = 2  # as typer ends on a wrong option
 
 app = typer.Typer(help="Check, list and try the templates of mail.", no_args_is_help=True)
 
@@ -47,27 +50,23 @@ class Part(StrEnum):
 
 @app.command()
 def check(directory: DirectoryArgument = None, *, as_json: Json = False) -> None:
-    """Parse a whole catalog, render it with its examples, and list every problem; exit code 1 if there is any."""
+    """Parse a whole catalog, render it with its examples, and list every problem (exit code 1)."""
     from mailkeep.templates.catalog import CatalogError
 
     try:
         catalog = _load(directory)
     except CatalogError as fault:
         if as_json:
-            _print_json({"ok": False, "problems": fault.problems, "warnings": ()})
-        else:
-            _print_problems(fault.problems, "red")
-            typer.echo(
-                f"{len(fault.problems)} problem(s); the service will not start with this catalog", err=True
-            )
-        raise typer.Exit(1) from None
+            print_json({"ok": False, "problems": fault.problems, "warnings": ()})
+            raise typer.Exit(EXIT_FAILED) from None
+        _print_problems(fault.problems, "red")
+        fail(f"{len(fault.problems)} problem(s); the service can't start with this catalog")
     if as_json:
-        _print_json({"ok": True, "version": catalog.version, "problems": (), "warnings": catalog.warnings})
+        print_json({"ok": True, "version": catalog.version, "problems": (), "warnings": catalog.warnings})
         return
     _print_problems(catalog.warnings, "yellow")
-    typer.echo(
-        f"ok: {len(catalog.templates)} template(s), {len(catalog.environments)} locale(s), version {catalog.version}"
-    )
+    counts = f"{len(catalog.templates)} template(s) in {len(catalog.environments)} locale(s)"
+    print(f"ok: {counts}, version {catalog.version}")
 
 
 @app.command("list")
@@ -75,13 +74,13 @@ def list_templates(*, directory: DirectoryOption = None, as_json: Json = False) 
     """List the templates with their locales and variables."""
     templates = sorted(_load_or_fail(directory).templates.values(), key=lambda template: template.template_id)
     if as_json:
-        _print_json([_described(template) for template in templates])
-    elif sys.stdout.isatty():
-        _print_table(templates)
-    else:
-        for template in templates:
-            names = " ".join(template.declaration.variables)
-            typer.echo(f"{template.template_id}\t{' '.join(template.locales)}\t{names}")
+        print_json([_described(template) for template in templates])
+        return
+    rows = [
+        (template.template_id, " ".join(template.locales), " ".join(template.declaration.variables))
+        for template in templates
+    ]
+    print(table(("TEMPLATE", "LOCALES", "VARIABLES"), rows))
 
 
 @app.command()
@@ -97,7 +96,7 @@ def render(
         Path | None, typer.Option(help="Variables from a JSON file that holds an object.")
     ] = None,
     part: Annotated[Part, typer.Option(help="What to show.")] = Part.ALL,
-    out: Annotated[Path | None, typer.Option(help="Write to this file instead.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write what is shown to this file.")] = None,
     directory: DirectoryOption = None,
     as_json: Json = False,
 ) -> None:
@@ -110,7 +109,7 @@ def render(
     catalog = _load_or_fail(directory)
     template = catalog.templates.get(template_id)
     if template is None:
-        _fail(f"there is no template {template_id!r}; there are: {', '.join(sorted(catalog.templates))}")
+        fail(f"there is no template {template_id!r}; there are: {', '.join(sorted(catalog.templates))}")
     declared = template.declaration.variables
     variables = {name: variable.example for name, variable in declared.items()}
     variables |= _read_variables(vars_file)
@@ -119,8 +118,11 @@ def render(
         rendered = catalog.render(template_id, locale, variables, Limits())
     except CommandError as fault:
         known = f"; its variables are: {', '.join(declared)}" if fault.code == "unknown_field" else ""
-        _fail(f"{fault.field}: {fault.message} ({fault.code}){known}")
-    _write(_json(rendered) if as_json else _shown(rendered, part), out)
+        fail(f"{fault.field}: {fault.message} ({fault.code}){known}")
+    if as_json:
+        print_json(rendered)
+    else:
+        _write(_shown(rendered, part), out)
 
 
 def _load(directory: Path | None) -> "Catalog":
@@ -135,7 +137,7 @@ def _load_or_fail(directory: Path | None) -> "Catalog":
     try:
         return _load(directory)
     except CatalogError as fault:
-        _fail(f"{fault}\nMend these, then see `mailkeep templates check`.")
+        fail(f"{fault}\nMend these, then see `mailkeep templates check`.")
 
 
 def _read_variables(file: Path | None) -> dict[str, Any]:
@@ -146,9 +148,9 @@ def _read_variables(file: Path | None) -> dict[str, Any]:
     try:
         return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except OSError as fault:
-        _fail(f"can't read {file}: {fault.strerror}")
+        fail(f"can't read {file}: {fault.strerror}")
     except (msgspec.DecodeError, UnicodeDecodeError):
-        _fail(f'{file} does not hold a JSON object; write one such as {{"code": "123456"}}')
+        fail(f'{file} does not hold a JSON object; write one such as {{"code": "123456"}}')
 
 
 def _parse_variable(assignment: str, declared: "Mapping[str, Variable]") -> tuple[str, Any]:
@@ -156,14 +158,14 @@ def _parse_variable(assignment: str, declared: "Mapping[str, Variable]") -> tupl
 
     name, equals, value = assignment.partition("=")
     if not equals:
-        _fail("--var needs NAME=VALUE, for example --var code=123456", usage=True)
+        fail("--var needs NAME=VALUE, for example --var code=123456", EXIT_USAGE)
     if name not in declared or isinstance(declared[name].example, str):
         return name, value
     try:
         return name, msgspec.json.decode(value)
     except msgspec.DecodeError:
         example = msgspec.json.encode(declared[name].example).decode()
-        _fail(f"--var {name} must be JSON, since its type is {declared[name].type}, such as {example}")
+        fail(f"--var {name} must be JSON, since its type is {declared[name].type}, such as {example}")
 
 
 def _shown(rendered: "Rendered", part: Part) -> str:
@@ -173,7 +175,7 @@ def _shown(rendered: "Rendered", part: Part) -> str:
         return rendered.text
     if part is Part.HTML:
         if rendered.html is None:
-            _fail(f"{rendered.template_id} has no html in {rendered.locale}; try --part text")
+            fail(f"{rendered.template_id} has no html in {rendered.locale}; try --part text")
         return rendered.html
     locales = " > ".join(rendered.locale_chain)
     return f"Locale: {locales}\nSubject: {rendered.subject}\n\n{rendered.text}\n{rendered.html or ''}"
@@ -186,7 +188,7 @@ def _write(shown: str, out: Path | None) -> None:
     try:
         out.write_text(shown, encoding="utf-8")
     except OSError as fault:
-        _fail(f"can't write {out}: {fault.strerror}")
+        fail(f"can't write {out}: {fault.strerror}")
 
 
 def _described(template: "Template") -> dict[str, Any]:
@@ -199,36 +201,6 @@ def _described(template: "Template") -> dict[str, Any]:
     }
 
 
-def _print_table(templates: "list[Template]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("template", "locales", "variable", "type", "meaning", box=None, pad_edge=False)
-    for template in templates:
-        table.add_row(
-            template.template_id, " ".join(template.locales), "", "", template.declaration.description
-        )
-        for name, variable in template.declaration.variables.items():
-            traits = (variable.type, "sensitive" * variable.sensitive, "optional" * (not variable.required))
-            table.add_row("", "", name, " ".join(filter(None, traits)), variable.description)
-    Console().print(table)
-
-
 def _print_problems(problems: "tuple[CatalogProblem, ...]", colour: str) -> None:
     for problem in problems:  # click drops the colour where the output is no terminal
         typer.echo(f"{typer.style(problem.path, fg=colour)}: {problem.message}")
-
-
-def _print_json(value: object) -> None:
-    typer.echo(_json(value), nl=False)
-
-
-def _json(value: object) -> str:
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
-
-
-def _fail(message: str, *, usage: bool = False) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(2 if usage else 1)

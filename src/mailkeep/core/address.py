@@ -19,7 +19,10 @@ MAX_DISPLAY_CHARS: Final = 200
 _ATEXT: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _PLAIN: Final = re.compile(rf"({_ATEXT}+(?:\.{_ATEXT}+)*)@({_LABEL}(?:\.{_LABEL})+)")
-_NAMED: Final = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^<>"]*?))\s*<([^<>]*)>\s*', re.DOTALL)
+_QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_BARE: Final = re.compile(r'[^<>"]*')
+MAX_TEXT_CHARS: Final = 4 * 254
+"""A display name and an address together; longer texts are not even looked at."""
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
@@ -55,16 +58,27 @@ def parse_mailbox(text: str) -> Mailbox:
     plain = _PLAIN.fullmatch(text)
     if plain:
         return _checked(plain[1], plain[2].lower(), "")
+    if len(text) > MAX_TEXT_CHARS:
+        raise AddressError("is too long for an address")
     check_printable(text)
-    named = _NAMED.fullmatch(text)
-    if not named:
+    text = text.strip()
+    if not text.endswith(">"):
         return _parse_address(text)
-    quoted, bare, address = named.groups()
-    display = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare
+    name, opening, address = text[:-1].rpartition("<")
+    if not opening:
+        raise AddressError("not a valid address")
+    mailbox = _parse_address(address)
+    return Mailbox(mailbox.local, mailbox.domain, _display(name.strip()))
+
+
+def _display(name: str) -> str:
+    quoted = _QUOTED.fullmatch(name)
+    if quoted is None and not _BARE.fullmatch(name):
+        raise AddressError("the display name must be quoted")
+    display = re.sub(r"\\(.)", r"\1", quoted[1]).strip() if quoted else name
     if len(display) > MAX_DISPLAY_CHARS:
         raise AddressError(f"the display name is longer than {MAX_DISPLAY_CHARS} characters")
-    mailbox = _parse_address(address)
-    return Mailbox(mailbox.local, mailbox.domain, display.strip())
+    return display
 
 
 def check_printable(text: str) -> None:

@@ -29,7 +29,7 @@ MAX_SUPERSEDE_KEY_CHARS: Final = 255
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _CONTENT_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
-_TEMPLATE_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+TEMPLATE_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _LOCALE: Final = re.compile(r"[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8}){0,4}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _BODY_CONTROL: Final = re.compile(r"[\x00\ud800-\udfff]")
@@ -330,7 +330,7 @@ def _template(payload: Payload, limits: Limits) -> TemplateContent:
     _forbid(payload, ("subject", "text", "html"), PayloadMode.TEMPLATE)
     if payload.template_id is None:
         raise CommandError(FailureCode.MISSING_FIELD, "payload.template_id", "is required")
-    if not _TEMPLATE_ID.fullmatch(payload.template_id):
+    if not TEMPLATE_ID.fullmatch(payload.template_id):
         raise CommandError(FailureCode.UNKNOWN_TEMPLATE, "payload.template_id", "is not the id of a template")
     if payload.locale is None:
         raise CommandError(FailureCode.MISSING_FIELD, "payload.locale", "is required")
@@ -348,7 +348,12 @@ def check_locale(locale: str, field: str = "payload.locale") -> str:
     if not _LOCALE.fullmatch(locale):
         raise CommandError(FailureCode.INVALID_LOCALE, field, "is not a BCP 47 language tag such as pt-BR")
     language, *rest = locale.split("-")
-    return "-".join([language.lower(), *map(_canonical_subtag, rest)])
+    subtags = [language.lower()]
+    for subtag in rest:
+        # What follows a singleton (RFC 5646 section 2.1.1: extensions, private use) is written in lower case.
+        extension = any(len(before) == 1 for before in subtags)
+        subtags.append(subtag.lower() if extension else _canonical_subtag(subtag))
+    return "-".join(subtags)
 
 
 def _canonical_subtag(subtag: str) -> str:
@@ -371,9 +376,13 @@ def check_subject(subject: str, limits: Limits, field: str) -> None:
 
 def check_body(body: str, limits: Limits, field: str) -> None:
     """Raise `CommandError` unless `body` is bounded text without NUL or lone surrogates."""
-    if _BODY_CONTROL.search(body):
+    try:
+        size_bytes = len(body.encode())  # cheaper than a search for surrogates, and the size is wanted anyway
+    except UnicodeEncodeError:
+        size_bytes = -1
+    if size_bytes < 0 or "\0" in body:
         raise CommandError(FailureCode.INVALID_FIELD, field, "contains NUL or a lone surrogate")
-    if len(body) > limits.body_bytes or len(body.encode()) > limits.body_bytes:
+    if size_bytes > limits.body_bytes:
         raise CommandError(FailureCode.TOO_LARGE, field, f"is larger than {limits.body_bytes} bytes")
 
 
@@ -434,6 +443,10 @@ def _supersede_key(key: str | None) -> str | None:
 def _check_recipients(command: Command, rules: CommandRules, field: str = "payload.to") -> None:
     if not command.to:
         raise CommandError(FailureCode.MISSING_FIELD, field, "needs at least one recipient")
+    if len(command.reply_to) > rules.limits.recipients:
+        raise CommandError(
+            FailureCode.TOO_LARGE, "payload.reply_to", f"more than {rules.limits.recipients} addresses"
+        )
     mailboxes = (*command.to, *command.cc, *command.bcc)
     if len(mailboxes) > rules.limits.recipients:
         raise CommandError(FailureCode.TOO_LARGE, field, f"more than {rules.limits.recipients} recipients")
@@ -465,9 +478,13 @@ def _check_depth(value: object, left: int) -> None:
     children: tuple[object, ...] = ()
     match value:
         case dict():
-            children = tuple(value.values())
+            children = (*value.keys(), *value.values())
         case list() | tuple():
             children = tuple(value)
+        case int() if not -(2**63) <= value < 2**64:
+            raise CommandError(
+                FailureCode.INVALID_FIELD, "payload.variables", "contains a number beyond 64 bits"
+            )
         case str() if _BODY_CONTROL.search(value):
             raise CommandError(
                 FailureCode.INVALID_FIELD, "payload.variables", "contains NUL or a lone surrogate"

@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_PART: Final = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|d)")
+_PART: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|s|m|h|d)")
 
 
 def parse_duration(text: str) -> float:
@@ -22,15 +22,13 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return `seconds` the way `parse_duration` reads them: `90.0` is `1m30s`, `0.25` is `250ms`."""
-    if seconds < 1:
-        return f"{round(seconds * 1000)}ms"
-    rest, parts = round(seconds), []
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, rest = divmod(rest, size)
+    """Return `seconds` the way `parse_duration` reads them, to the millisecond: `90.0` is `1m30s`, `0.25` is `250ms`."""
+    rest, parts = round(seconds * 1000), []
+    for unit, size_ms in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, rest = divmod(rest, size_ms)
         if count:
             parts.append(f"{count}{unit}")
-    return "".join(parts)
+    return "".join(parts) or "0ms"
 
 
 def parse_ladder(text: str) -> tuple[float, ...]:

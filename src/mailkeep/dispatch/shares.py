@@ -7,14 +7,16 @@ from mailkeep.core.delivery import DeliveryClass
 PRIORITY: Final = (DeliveryClass.AUTH, DeliveryClass.TRANSACTIONAL, DeliveryClass.RELAY)
 """Who is served first."""
 RESERVED: Final = {DeliveryClass.AUTH: 0.10, DeliveryClass.TRANSACTIONAL: 0.10, DeliveryClass.RELAY: 0.05}
-"""The share of all places that the other classes can't take, so that a flood of one never starves another."""
+"""The share of all places that the other classes can't take, so that a flood of one never starves another; at least one
+place each, where there are more places than classes."""
 
 
 class Shares:
     """Counts of places taken by class, out of `total`."""
 
     def __init__(self, total: int) -> None:
-        self._reserved = {name: max(1, round(total * share)) for name, share in RESERVED.items()}
+        least = 1 if total > len(PRIORITY) else 0
+        self._reserved = {name: max(least, round(total * share)) for name, share in RESERVED.items()}
         self._free = total
         self._taken = dict.fromkeys(PRIORITY, 0)
 

@@ -34,7 +34,7 @@ from mailkeep.store.errors import StoreError, StoreRefusedError
 from mailkeep.store.group_commit import GroupCommit, OverloadedError
 from mailkeep.store.postgres import Store
 from mailkeep.templates.catalog import Catalog
-from mailkeep.templates.message import MessageParts, build_message
+from mailkeep.templates.message import MessageError, MessageParts, build_message
 from mailkeep.templates.render import Rendered
 
 AUTOMATIC: Final = (("Auto-Submitted", "auto-generated"),)
@@ -182,22 +182,24 @@ class Accept:
     def _message(
         self, command: Command, content: RenderedContent | Rendered, delivery_id: UUID, date: datetime
     ) -> bytes:
-        message = build_message(
-            MessageParts(
-                message_id=f"{delivery_id}@{self.policy.sender.domain}",
-                date=date,
-                sender=self.policy.sender,
-                to=command.to,
-                cc=command.cc,
-                reply_to=command.reply_to,
-                subject=content.subject,
-                text=content.text,
-                html=content.html,
-                attachments=command.attachments,
-                headers=AUTOMATIC,
-            ),
-            boundary_seed=str(delivery_id),
+        parts = MessageParts(
+            message_id=f"{delivery_id}@{self.policy.sender.domain}",
+            date=date,
+            sender=self.policy.sender,
+            to=command.to,
+            cc=command.cc,
+            reply_to=command.reply_to,
+            subject=content.subject,
+            text=content.text,
+            html=content.html,
+            attachments=command.attachments,
+            headers=AUTOMATIC,
         )
+        try:
+            message = build_message(parts, boundary_seed=str(delivery_id))
+        except MessageError as fault:
+            # The second wall: what validation let through and a header could not carry safely.
+            raise CommandError(FailureCode.INVALID_FIELD, "payload", str(fault)) from None
         if len(message) > self.policy.rules.limits.message_bytes:
             raise CommandError(
                 FailureCode.TOO_LARGE,

@@ -32,6 +32,7 @@ from mailkeep.core.command import (
     FailureCode,
     LoginCodeRequest,
     check_key,
+    parse_delivery_id,
     parse_login_code,
     parse_request,
 )
@@ -47,7 +48,6 @@ from mailkeep.intake.problems import (
     make_problem,
     problem_of,
 )
-from mailkeep.store.errors import StoreRefusedError
 from mailkeep.store.group_commit import OverloadedError
 
 DELIVERIES: Final = "/api/v1/internal/deliveries"
@@ -67,8 +67,6 @@ ENVELOPE_BYTES: Final = 256 * 1024
 """What a body may hold beside that: 100 recipients, variables, names."""
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
 """Bytes of all bodies that came in pieces and are not answered yet; past it callers are told to come back."""
-ID_DRIFT_S: Final = 86_400.0
-"""How far the time in a caller's delivery id may be from now: partitions exist for a few days around it only."""
 
 KEY_HEADER: Final = "Idempotency-Key"
 _READS: Final = frozenset({"GET", "HEAD"})
@@ -181,7 +179,8 @@ class InternalHttpApp:
             {"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, length]}
         )
         await send({"type": "http.response.body", "body": answer.body})
-        reach(FaultPoint.ACCEPT_AFTER_ANSWER)
+        if answer.status < 300:
+            reach(FaultPoint.ACCEPT_AFTER_ANSWER)
 
     def _may_call(self, headers: dict[bytes, bytes]) -> bool:
         if not self._tokens:
@@ -212,7 +211,7 @@ class InternalHttpApp:
         except ClientGoneError:
             raise
         except Exception as fault:  # noqa: BLE001 - a boundary: the caller gets a problem, the next one is served
-            return self._refused(fault)
+            return _refusal(self._problem(fault))
         finally:
             self._held_bytes -= len(held)
 
@@ -232,10 +231,6 @@ class InternalHttpApp:
                 return held
             message = await receive()
         raise ClientGoneError
-
-    def _refused(self, fault: Exception) -> _Answer:
-        headers = fault.headers if isinstance(fault, ProblemError) else ()
-        return _refusal(self._problem(fault), headers)
 
     def _problem(self, fault: Exception) -> Problem:
         problem = problem_of(fault)
@@ -307,20 +302,13 @@ class InternalHttpApp:
         return CommandAnswer(202, accepted.delivery_id, accepted.replayed)
 
     async def _take(self, delivery: DeliveryRequest, key: str | None, traceparent: str | None) -> Accepted:
-        command = parse_request(delivery, self._accept.policy.rules)
-        try:
-            return await self._accept.accept(
-                command,
-                key=key or delivery.idempotency_key,
-                delivery_id=_delivery_id(delivery.delivery_id),
-                traceparent=delivery.traceparent or traceparent,
-            )
-        except StoreRefusedError:
-            if delivery.delivery_id is None:
-                raise
-            raise CommandError(
-                FailureCode.INVALID_FIELD, "delivery_id", "belongs to another delivery"
-            ) from None
+        delivery_id = delivery.delivery_id
+        return await self._accept.accept(
+            parse_request(delivery, self._accept.policy.rules),
+            key=key or delivery.idempotency_key,
+            delivery_id=None if delivery_id is None else parse_delivery_id(delivery_id, time.time()),
+            traceparent=delivery.traceparent or traceparent,
+        )
 
 
 # -- headers -----------------------------------------------------------------------------------------------------
@@ -356,19 +344,6 @@ def _check_size(size_bytes: int, max_bytes: int) -> None:
     if size_bytes > max_bytes:
         detail = f"the body is larger than {max_bytes} bytes"
         raise ProblemError(make_problem(FailureCode.TOO_LARGE, detail, status=413))
-
-
-def _delivery_id(text: str | None) -> UUID | None:
-    if text is None:
-        return None
-    try:
-        delivery_id = UUID(text)
-    except ValueError:
-        delivery_id = UUID(int=0)
-    drift_s = (delivery_id.int >> 80) / 1000 - time.time()
-    if delivery_id.version != 7 or abs(drift_s) > ID_DRIFT_S:
-        raise CommandError(FailureCode.INVALID_FIELD, "delivery_id", "must be a UUIDv7 made today")
-    return delivery_id
 
 
 # -- answers -----------------------------------------------------------------------------------------------------

@@ -157,10 +157,10 @@ class InternalHttpListener:
 
     async def stop(self, timeout_s: float) -> None:
         """Take no more connections, let requests finish, and cut what takes longer than `timeout_s`."""
-        if self._watching is None:
+        watching, self._watching = self._watching, None
+        if watching is None or self._listening is None:
             return
-        self._watching.cancel()
-        assert self._listening is not None
+        watching.cancel()
         try:
             await asyncio.wait_for(self._server.shutdown(sockets=[self._listening]), timeout_s)
         except TimeoutError:

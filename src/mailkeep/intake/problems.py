@@ -84,12 +84,11 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ProblemError(Exception):
-    """Ends a request with `problem`; `headers` go with the answer."""
+    """Ends a request with `problem`."""
 
-    def __init__(self, problem: Problem, headers: Headers = ()) -> None:
+    def __init__(self, problem: Problem) -> None:
         super().__init__(problem.code)
         self.problem = problem
-        self.headers = headers
 
 
 def make_problem(
@@ -109,7 +108,9 @@ def problem_of(fault: Exception, *, status: int | None = None) -> Problem:
             field = _showable(field)
             return make_problem(code, f"{field or 'the body'}: {message}", field=field, status=status)
         case StoreUnavailableError():
-            return make_problem(HttpCode.UNAVAILABLE, "nothing was lost; repeat the same request")
+            return make_problem(
+                HttpCode.UNAVAILABLE, "nothing was lost; repeat it, a command under the same idempotency key"
+            )
         case OverloadedError():
             return make_problem(HttpCode.OVERLOADED, "nothing was taken; repeat the same request")
         case _:

@@ -141,7 +141,7 @@ def _reply(code: int, raw_lines: tuple[bytes, ...]) -> Reply:
     enhanced = match[1] if match and int(match[1][0]) == code // 100 else None
     if enhanced:
         lines = [line.removeprefix(enhanced).lstrip(" ") for line in lines]
-    text = storable(" ".join(lines))
+    text = storable(" ".join(lines).strip())
     shown = " ".join(filter(None, (str(code), enhanced, text)))
     return Reply(code, enhanced, tuple(lines), text, shown)
 

@@ -151,6 +151,47 @@ LOG_EVENTS: Final = (
         "retention_worker", "retention waits for PostgreSQL", "Tried again at the next MAIL_CLEANUP_INTERVAL."
     ),
     LogEvent(
-        "due_listener", "listening for due mail interrupted", "Wake-up calls are missed until it reconnects."
+        "notification_listener",
+        "listening for notifications interrupted",
+        "Wake-up calls are missed until it reconnects; what they announce is found a second or two later.",
+    ),
+    LogEvent("command_consumer", "command consumer started", "Commands of the stream are taken from now on."),
+    LogEvent("command_consumer", "command consumer stopped", "No more commands of the stream are taken."),
+    LogEvent(
+        "command_consumer",
+        "stream can't be read; trying again",
+        "Redis is away or answers with an error; said once for each kind of error.",
+        alert="when no `stream is read again` follows within a minute",
+    ),
+    LogEvent("command_consumer", "stream is read again", "Redis answers again; nothing it kept was lost."),
+    LogEvent(
+        "command_consumer",
+        "stream commands wait for PostgreSQL",
+        "Entries that were read stay unacknowledged until PostgreSQL is back.",
+        alert="when it lasts",
+    ),
+    LogEvent(
+        "enqueued_consumer", "enqueued consumer started", "Commands of `mail.enqueue` are taken from now on."
+    ),
+    LogEvent(
+        "enqueued_consumer", "enqueued consumer stopped", "No more commands of `mail.enqueue` are taken."
+    ),
+    LogEvent(
+        "enqueued_consumer",
+        "enqueued commands wait for PostgreSQL",
+        "They stay in the inbox table until PostgreSQL is back.",
+        alert="when it lasts",
+    ),
+    LogEvent(
+        "command_intake",
+        "stream command rejected",
+        "A stream entry can't be taken; it is kept as a malformed command, and `failure_code` says why.",
+        alert="when frequent: a producer is wrong",
+    ),
+    LogEvent(
+        "command_intake",
+        "sql command rejected",
+        "A command given to `mail.enqueue` can't be taken; it is kept as a malformed command.",
+        alert="when frequent: a producer is wrong",
     ),
 )

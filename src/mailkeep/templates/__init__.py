@@ -1,1 +1,1 @@
-"""Content: a catalog of templates, their rendering in the reader's locale, and the bytes of the finished message."""
+"""Content: a catalog of templates, their rendering in the reader's locale, and the message's bytes."""

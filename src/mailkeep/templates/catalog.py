@@ -5,13 +5,15 @@
     <template_id>/<locale>/text
     <template_id>/<locale>/html               optional
     _<name>/<file>                            shared by all: {% extends "_layout/base.html" %}
-    _<name>/<locale>/<file>                   likewise, and chosen by locale under the same name "_layout/footer.html"
+    _<name>/<locale>/<file>                   likewise, chosen by locale under the name "_layout/footer.html"
 
-Each template, and each shared file that is kept by locale, has `en`. A shared file may use `locale`, `dir` and the variables that every template
-using it declares; other values reach it as blocks or arguments of macros. `*.html` and `html` are escaped, the rest is not.
+Each template, and each shared file that is kept by locale, has `en`. A shared file may use `locale`, `dir`
+and the variables that every template using it declares; other values reach it as blocks or arguments of
+macros. `*.html` and `html` are escaped, the rest is not.
 
-`Catalog.load` raises one `CatalogError` with every problem there is; there is no hot reload. Ids and locales are looked up in what was parsed,
-never joined to a path. Called by `wiring` at start, by intake and the attempt worker for each mail, and by `mailkeep templates`.
+`Catalog.load` raises one `CatalogError` with every problem there is; there is no hot reload. Ids and locales
+are looked up in what was parsed, never joined to a path. Called by `wiring` at start, by intake and the
+attempt worker for each mail, and by `mailkeep templates`.
 """
 
 import hashlib
@@ -70,8 +72,9 @@ class Catalog(msgspec.Struct, frozen=True):
     def render(self, template_id: str, locale: str, variables: Mapping[str, Any], limits: Limits) -> Rendered:
         """Render a template in the nearest locale it has.
 
-        Raises `CommandError`: `unknown_template`, `invalid_locale`, `missing_variable`, `unknown_field` (not a variable of it),
-        `invalid_field` (wrong type, or a subject of more than one line), `too_large`. No message holds a value.
+        Raises `CommandError`: `unknown_template`, `invalid_locale`, `missing_variable`, `unknown_field` (not
+        a variable of it), `invalid_field` (wrong type, or a subject of more than one line), `too_large`. No
+        message holds a value.
         """
         template = self.templates.get(template_id)
         if template is None:

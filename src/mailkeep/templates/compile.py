@@ -1,4 +1,4 @@
-"""From the texts of a catalog folder to engines and templates, with every fault that can be told without rendering.
+"""From a catalog folder to engines and templates, with every fault that shows without rendering.
 
 The layout it expects is in the manual of `catalog`, its only caller.
 """
@@ -11,7 +11,7 @@ import msgspec
 from babel import Locale, UnknownLocaleError
 from minijinja import Environment, TemplateError
 
-from mailkeep.core.command import CommandError, check_locale
+from mailkeep.core.command import TEMPLATE_ID, CommandError, check_locale
 from mailkeep.templates.declaration import Declaration, parse_declaration
 from mailkeep.templates.folder import CatalogProblem, Folder
 from mailkeep.templates.locale import DEFAULT_LOCALE, negotiate
@@ -21,7 +21,6 @@ DECLARATION: Final = "template.toml"
 PARTS: Final = ("subject", "text", "html")
 REQUIRED_PARTS: Final = ("subject", "text")
 
-_TEMPLATE_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SHARED: Final = re.compile(r"_[a-z0-9][a-z0-9_-]{0,63}")
 _EVERY_LOCALE: Final = ""
 _COMMENT: Final = re.compile(r"{#.*?#}", re.DOTALL)
@@ -172,7 +171,7 @@ class _Compiler:
 
     def _sort_folder(self, path: str) -> None:
         top, *below = path.split("/")
-        if not below and _TEMPLATE_ID.fullmatch(top):
+        if not below and TEMPLATE_ID.fullmatch(top):
             self.parts[top] = {}
         elif not below and not _SHARED.fullmatch(top):
             self._report(
@@ -229,7 +228,7 @@ class _Compiler:
                 self._report(path, f"`{match[0].strip()}` needs the name of a shared file in quotes")
 
     def _reached(self, locale: str, name: str) -> Iterator[_Unit]:
-        """Yield the unit of `name` and, once each, those it refers to, near or far; report references to nothing."""
+        """Yield the unit of `name` and, once each, those it reaches; report references to nothing."""
         units, waiting, seen = self.units[locale], [name], {name}
         while waiting:
             unit = units[waiting.pop()]

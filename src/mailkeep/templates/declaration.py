@@ -67,8 +67,8 @@ class Declaration(msgspec.Struct, frozen=True):
     def bind(self, given: Mapping[str, Any], max_depth: int) -> dict[str, Any]:
         """Return the variables of one rendering: those given, checked, and none for optional ones left out.
 
-        Raises `CommandError` with `unknown_field`, `missing_variable`, `invalid_field` or, nested deeper than `max_depth`,
-        `too_large`.
+        Raises `CommandError` with `unknown_field`, `missing_variable`, `invalid_field` or, nested deeper than
+        `max_depth`, `too_large`.
         """
         for name in given:
             if name not in self.variables:
@@ -85,7 +85,7 @@ class Declaration(msgspec.Struct, frozen=True):
         return bound
 
     def samples(self) -> dict[str, dict[str, Any]]:
-        """Return the examples in the ways a command may give them: all, only the required, every boolean reversed."""
+        """Return the examples as commands may vary them: all, the required, every boolean reversed."""
         full = {name: variable.example for name, variable in self.variables.items()}
         return {
             "the examples": full,
@@ -103,7 +103,7 @@ _UNREADABLE: Final = Variable(VariableType.STRING, example="")
 
 
 def parse_declaration(text: str) -> tuple[Declaration | None, list[str]]:
-    """Parse a `template.toml` and return it, or None if it is no TOML, with a message for each thing that is wrong."""
+    """Parse a `template.toml` (None if it is no TOML), with a message for each thing that is wrong."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as fault:

@@ -1,7 +1,8 @@
 """A catalog folder on disk, read whole and only once, with every fault that can be told from the files alone.
 
-Follows symbolic links only while they stay inside the folder (a Kubernetes volume is made of such links), opens nothing but
-regular files, and skips names that begin with a dot. Never reads on after a bound is passed. Called by `catalog`.
+Follows symbolic links only while they stay inside the folder (a Kubernetes volume is made of such links),
+opens nothing but regular files, and skips names that begin with a dot. Never reads on after a bound is
+passed. Called by `catalog`.
 """
 
 import stat

@@ -1,10 +1,10 @@
-"""The filters by which templates write dates, times, numbers and money the way the readers of a locale do (CLDR, by babel).
+"""The filters that write dates, times, numbers and money as a locale's readers do (CLDR, by babel).
 
     {{ ordered_at|date }}  {{ ordered_at|datetime("long", tz="Europe/Paris") }}  {{ ordered_at|time }}
     {{ 1234.5|number }}  {{ 0.19|percent }}  {{ total|money("EUR") }}  {{ total|money(currency) }}
 
-Instants are ISO 8601 strings and shown in their own offset unless `tz` names a zone. Numbers may be strings of decimals.
-Messages never hold the value.
+Instants are ISO 8601 strings and shown in their own offset unless `tz` names a zone. Numbers may be strings
+of decimals. Messages never hold the value.
 """
 
 from collections.abc import Callable

@@ -1,10 +1,11 @@
 """The bytes of a message, written in one pass and equal for equal inputs (invariant I9).
 
-RFC 5322 for the form, RFC 2045 to 2049 for MIME, RFC 2047 for encoded words, RFC 2231 for file names, RFC 6532 for
-addresses that only SMTPUTF8 can carry. What leaves here is seven-bit (but for such addresses), its lines end in CRLF and
-are at most 998 octets long, 78 where possible. It holds no bare CR or LF and no NUL, and no header that was not asked
-for: every value is checked once more here, although intake has checked it, and text that looks like an encoded word is encoded anew,
-so that no reader decodes it into something else (the class of CVE-2024-6923). There is never a Bcc header.
+RFC 5322 for the form, RFC 2045 to 2049 for MIME, RFC 2047 for encoded words, RFC 2231 for file names, RFC
+6532 for addresses that only SMTPUTF8 can carry. What leaves here is seven-bit (but for such addresses), its
+lines end in CRLF and are at most 998 octets long, 78 where possible. It holds no bare CR or LF and no NUL,
+and no header that was not asked for: every value is checked once more here, although intake has checked it,
+and text that looks like an encoded word is encoded anew, so that no reader decodes it into something else
+(the class of CVE-2024-6923). There is never a Bcc header.
 
 Dot-stuffing is the SMTP session's. Called by intake and the attempt worker.
 """
@@ -26,12 +27,8 @@ from mailkeep.templates.plaintext import text_from_html
 
 TEXT_LINE_CHARS: Final = 78  # RFC 5322 section 2.1.1, preferred
 ENCODED_LINE_CHARS: Final = 76  # RFC 2045 sections 6.7 and 6.8, and RFC 2047 section 2 for headers
-MAX_TOKEN_CHARS: Final = (
-    900  # a word of a header that can't be folded, and still fits 998 octets behind its name
-)
-ENCODED_WORD_OCTETS: Final = (
-    39  # in base64 and its frame 64 characters, which fit a line behind any name of ours
-)
+MAX_TOKEN_CHARS: Final = 900  # what can't be folded in a header and still fits 998 octets
+ENCODED_WORD_OCTETS: Final = 39  # 64 characters in base64 and frame, a line behind any name of ours
 QUOTED_NAME_CHARS: Final = 60  # a longer display name goes into encoded words, which fold
 PARAMETER_CHARS: Final = 50  # one section of a parameter (RFC 2231 section 3)
 MAX_BOUNDARY_TRIES: Final = 100  # a body that holds two boundaries of one delivery is already beyond chance
@@ -44,9 +41,8 @@ _MESSAGE_ID: Final = re.compile(r"[!-;=?A-~]{1,128}@[!-;=?A-~]{1,255}")
 _HEADER_NAME: Final = re.compile(r"[!-9;-~]{1,64}")
 _CONTENT_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
 _CONTENT_ID: Final = re.compile(r"[!-;=?-~]{1,128}")
-_QUOTABLE_PARAMETER: Final = re.compile(
-    r"(?! )[ !#-<>-\[\]-~]{1,50}(?<! )"
-)  # no quote, backslash or encoded word
+# Without quote, backslash, and the equals sign that every encoded word has.
+_QUOTABLE_PARAMETER: Final = re.compile(r"(?! )[ !#-<>-\[\]-~]{1,50}(?<! )")
 _PERCENT_SECTION: Final = re.compile(rf"(?:%..|[^%]){{1,{PARAMETER_CHARS // 3}}}")
 _COMPOSITE: Final = ("multipart/", "message/")
 _OWN_HEADERS: Final = frozenset(
@@ -63,9 +59,9 @@ class MessageError(ValueError):
 class MessageParts(msgspec.Struct, frozen=True):
     """What a message is made of.
 
-    `message_id` is `id@host` without its angle brackets, `date` has an offset. `text` or `html` is given; if only `html` is, the
-    text is made from it.
-    `headers` are further ones in their decoded form, such as `("Auto-Submitted", "auto-generated")`.
+    `message_id` is `id@host` without its angle brackets, `date` has an offset. `text` or `html` is given; if
+    only `html` is, the text is made from it. `headers` are further ones in decoded form, such as
+    `("Auto-Submitted", "auto-generated")`.
     """
 
     message_id: str
@@ -82,7 +78,7 @@ class MessageParts(msgspec.Struct, frozen=True):
 
 
 class _Entity(msgspec.Struct, frozen=True):
-    """One MIME entity: its `Content-*` header lines, and its body in pieces of which the last ends in CRLF."""
+    """One MIME entity: its `Content-*` header lines, and its body in pieces, the last ending in CRLF."""
 
     headers: str
     body: tuple[bytes, ...]
@@ -167,7 +163,7 @@ def _refuse_control(name: str, value: str) -> None:
 
 
 def _is_foldable(value: str) -> bool:
-    """Whether `value` can stand as it is: ASCII that nobody takes for an encoded word and folding can't change."""
+    """Whether `value` can stand as it is: ASCII, no encoded word, nothing that folding could change."""
     return (
         value.isascii()
         and "=?" not in value
@@ -215,10 +211,10 @@ def _content(parts: MessageParts, seed: str) -> _Entity:
     if html is not None:
         entity = _multipart("alternative", f"{boundary}.a", (entity, _text("html", html)))
     inline = [file for file in parts.attachments if file.content_id and html is not None]
+    apart = [file for file in parts.attachments if not file.content_id or html is None]
     if inline:
         related = (entity, *map(_attachment, inline))
         entity = _multipart("related", f"{boundary}.r", related, '; type="multipart/alternative"')
-    apart = [file for file in parts.attachments if file not in inline]
     if apart:
         entity = _multipart("mixed", f"{boundary}.m", (entity, *map(_attachment, apart)))
     return entity
@@ -252,11 +248,8 @@ def _text(subtype: str, text: str) -> _Entity:
         raise MessageError(f"the {subtype} text holds a lone surrogate") from None
     if _is_seven_bit(octets):
         encoding, body = "7bit", octets
-    elif 6 * (len(octets) - len(octets.translate(None, _EIGHT_BIT))) > len(octets):
-        encoding, body = (
-            "base64",
-            _base64(octets),
-        )  # a third more, where quoted-printable takes two more for each
+    elif _is_mostly_high(octets):
+        encoding, body = "base64", _base64(octets)
     else:
         encoding, body = "quoted-printable", binascii.b2a_qp(octets)
     headers = f"Content-Type: text/{subtype}; charset=utf-8\r\nContent-Transfer-Encoding: {encoding}\r\n"
@@ -266,6 +259,11 @@ def _text(subtype: str, text: str) -> _Entity:
 def _is_seven_bit(octets: bytes) -> bool:
     lines = octets.split(b"\r\n")
     return max(map(len, lines)) <= TEXT_LINE_CHARS and not octets.translate(None, _SEVEN_BIT)
+
+
+def _is_mostly_high(octets: bytes) -> bool:
+    """Whether two octets more for each beyond ASCII outweigh a third more for all."""
+    return 6 * (len(octets) - len(octets.translate(None, _EIGHT_BIT))) > len(octets)
 
 
 def _base64(content: bytes) -> bytes:

@@ -1,7 +1,8 @@
 r"""A readable text alternative for mail that came as html alone (RFC 2046 section 5.1.4 wants one).
 
-Reads the tags with one expression that never looks at a character twice: the standard library's `HTMLParser` takes 95 s for
-64 KB of `<a\n` on Python 3.11.7, and this text comes from whoever may ask for a mail. Called by `message`.
+Reads the tags with one expression that never looks at a character twice: the standard library's `HTMLParser`
+takes 95 s for 64 KB of `<a\n` on Python 3.11.7, and this text comes from whoever may ask for a mail. Called
+by `message`.
 """
 
 import html
@@ -50,7 +51,7 @@ _SHOWN_LINKS: Final = ("http://", "https://", "mailto:", "tel:")
 
 
 def text_from_html(source: str) -> str:
-    """Return the words of `source`, broken into lines where its blocks end, each link followed by its address."""
+    """Return the words of `source` in lines as its blocks end, each link followed by its address."""
     source = source[:MAX_SOURCE_CHARS]
     pieces: list[str] = []
     link, link_start, end = "", 0, 0

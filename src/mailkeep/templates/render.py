@@ -1,11 +1,12 @@
 """Rendering: one part of one template, in one locale, within bounds of time and size.
 
-Each locale has an environment of its own, so that its filters and its shared files are its own. Undefined values are faults
-(strict), html is escaped, and nothing but text and numbers can be printed: a mail never reads "None" or "[{'name': …". Called by
-`catalog`; the engine sees plain data only, since it would call the methods of Python objects.
+Each locale has an environment of its own, so that its filters and its shared files are its own. Undefined
+values are faults (strict), html is escaped, and nothing but text and numbers can be printed: a mail never
+reads "None" or "[{'name': …". Called by `catalog`; the engine sees plain data only, since it would call the
+methods of Python objects.
 
-Work is bounded by fuel and output by an allowance that printed values draw on. What one expression builds in memory (`"x" * n`) is
-not: templates are their operator's own and trusted, the values in them are not.
+Work is bounded by fuel and output by an allowance that printed values draw on. What one expression builds in
+memory (`"x" * n`) is not: templates are their operator's own and trusted, the values in them are not.
 """
 
 import threading
@@ -26,8 +27,8 @@ from mailkeep.core.command import (
 from mailkeep.templates.formats import PrintError, filters_of
 
 FUEL: Final = 50_000
-"""Engine instructions for one part: some 1,200 to 3,000 rows of a table, which is what fits the default size of variables. The
-slowest part, nothing but dates and money, ends after 0.6 s."""
+"""Engine instructions for one part: some 1,200 to 3,000 rows of a table, which is what fits the default size
+of variables. The slowest part, nothing but dates and money, ends after 0.6 s."""
 VARIABLES_FIELD: Final = "payload.variables"
 _SHOWS_CONTEXT: Final = "debug"
 """The engine's own function that prints every variable."""
@@ -56,7 +57,7 @@ _allowance = _Allowance()
 
 
 def build_environment(locale: str) -> Environment:
-    """Return an empty engine for `locale` (a BCP 47 tag that CLDR knows), with its filters, `locale` and `dir`."""
+    """Return an empty engine for `locale` (a tag that CLDR knows), with its filters, `locale` and `dir`."""
     parsed = Locale.parse(locale, sep="-")
     environment = Environment(
         debug=False,  # debug puts values into error messages
@@ -79,7 +80,7 @@ def build_environment(locale: str) -> Environment:
 def render_subject(
     environment: Environment, template_id: str, context: Mapping[str, Any], limits: Limits
 ) -> str:
-    """Render the subject: one line of at most `limits.subject_chars` without control characters. Raises `CommandError`."""
+    """Render the subject, one line of at most `limits.subject_chars`. Raises `CommandError`."""
     subject = _render(environment, f"{template_id}/subject", context, limits.subject_chars)
     try:
         check_subject(subject, limits, VARIABLES_FIELD)

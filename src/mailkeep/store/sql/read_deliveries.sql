@@ -1,8 +1,8 @@
 -- Read one page of deliveries, newest id first, with id in [$2, $3). $1 names the way in, each by an index of its own:
 -- 'id' (primary key), 'recipient' ($4 by recipients' primary key), 'waiting', 'sending', 'held' (partial indexes),
 -- 'dead_letter' (primary key of dead_letters). At most $5 candidates are looked at, so that a filter nothing matches
--- costs no more than that; `horizon` is the oldest of them. Takes no lock. Answers at least one row; without a match
--- its id is null.
+-- costs no more than that; `horizon` is the oldest of them. OFFSET 0 keeps the planner from walking the primary key, past
+-- all that has ended, for the few that are live. Takes no lock. Answers at least one row; without a match its id is null.
 WITH candidate AS MATERIALIZED (
     (SELECT id FROM mail.deliveries
      WHERE $1::text = 'id' AND id >= $2::uuid AND id < $3::uuid
@@ -12,12 +12,12 @@ WITH candidate AS MATERIALIZED (
      WHERE $1 = 'recipient' AND address_hash = $4::bytea AND delivery_id >= $2 AND delivery_id < $3
      ORDER BY delivery_id DESC LIMIT $5)
     UNION ALL
-    (SELECT id FROM mail.deliveries
-     WHERE $1 = 'waiting' AND status IN ('queued', 'rendered') AND id >= $2 AND id < $3
+    (SELECT id FROM (SELECT id FROM mail.deliveries WHERE $1 = 'waiting' AND status IN ('queued', 'rendered') OFFSET 0) AS live
+     WHERE id >= $2 AND id < $3
      ORDER BY id DESC LIMIT $5)
     UNION ALL
-    (SELECT id FROM mail.deliveries
-     WHERE $1 = 'sending' AND status = 'sending' AND id >= $2 AND id < $3
+    (SELECT id FROM (SELECT id FROM mail.deliveries WHERE $1 = 'sending' AND status = 'sending' OFFSET 0) AS live
+     WHERE id >= $2 AND id < $3
      ORDER BY id DESC LIMIT $5)
     UNION ALL
     (SELECT id FROM mail.deliveries

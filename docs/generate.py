@@ -1,0 +1,292 @@
+"""Write the pages of `docs/reference` that follow from the code: `make docs`.
+
+Each page is a function of one source: the declared settings, the table of transitions, `rules.toml`, the command line's
+own help, the declared log events. The output depends on nothing else, so that `tests/unit/test_docs.py` can hold the
+committed pages against it.
+"""
+# ruff: noqa: INP001  # a script beside the pages it writes, no package
+
+import re
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Final, TypeVar
+
+import typer.main
+from typer.testing import CliRunner
+
+from mailkeep.cli import app
+from mailkeep.core.delivery import (
+    BIRTH,
+    TERMINAL,
+    TRANSITIONS,
+    AttemptStatus,
+    Certainty,
+    DeliveryStatus,
+    RecipientState,
+)
+from mailkeep.smtp.classify import RULES, Rule
+from mailkeep.telemetry.names import LOG_EVENTS
+
+E = TypeVar("E", bound=StrEnum)
+
+REFERENCE: Final = Path(__file__).parent / "reference"
+NOTICE: Final = "<!-- Written by docs/generate.py (`make docs`); edit its source instead. -->"
+HELP_CHARS: Final = 100
+
+_DELIVERY: Final = {
+    DeliveryStatus.QUEUED: "Durable, content not rendered yet.",
+    DeliveryStatus.RENDERED: "The message's bytes are fixed; it waits for an attempt.",
+    DeliveryStatus.SENDING: "One replica has claimed it: an attempt is under way or about to begin.",
+    DeliveryStatus.HELD: "It waits for a person: under `at_most_once` the outcome of an attempt is unknown.",
+    DeliveryStatus.SENT: "A next hop accepted it for every recipient.",
+    DeliveryStatus.SUPPRESSED: "Not sent: stub mode, or the provider has an address on a list of its own.",
+    DeliveryStatus.FAILED: "Refused for good for at least one recipient; the record says which got it.",
+    DeliveryStatus.DEAD_LETTER: "The ladder is exhausted, or it was taken over three times in a row without a recorded attempt (`poison`).",
+    DeliveryStatus.EXPIRED: "Its time ran out, or the next wait would have ended after it.",
+    DeliveryStatus.CANCELLED: "Taken back before it was sent.",
+}
+_ATTEMPT: Final = {
+    AttemptStatus.IN_PROGRESS: "Under way. It has no row yet; the claim says all there is to say.",
+    AttemptStatus.PROVIDER_ACCEPTED: "The next hop answered the final dot with 2yz.",
+    AttemptStatus.PROVIDER_REJECTED: "The next hop answered something else, or announced that it can't take the message.",
+    AttemptStatus.TRANSPORT_FAILED: "The connection failed, or was interrupted on our side.",
+    AttemptStatus.TIMED_OUT: "A reply did not come in time; `phase` says which.",
+    AttemptStatus.RENDER_FAILED: "There was no content to send.",
+    AttemptStatus.ABANDONED: "Its replica was lost; what it did is not known. Uses no rung of the ladder.",
+}
+_CERTAINTY: Final = {
+    Certainty.DELIVERED: "The next hop has it.",
+    Certainty.NOT_DELIVERED: "The next hop certainly does not have it.",
+    Certainty.UNKNOWN: "The final dot left, or may have left, and no reply was recorded.",
+}
+_RECIPIENT: Final = {
+    RecipientState.OPEN: "Still to be sent to; a retry addresses these only.",
+    RecipientState.SENT: "Accepted.",
+    RecipientState.FAILED: "Refused for good.",
+    RecipientState.SUPPRESSED: "Stub mode, or the provider has the address on a list of its own.",
+}
+
+
+def pages() -> dict[str, str]:
+    """Return every generated page, file name -> text."""
+    texts = {
+        "cli.md": _cli(),
+        "log-events.md": _log_events(),
+        "settings.md": _settings(),
+        "smtp-classification.md": _smtp_classification(),
+        "statuses.md": _statuses(),
+    }
+    return {name: f"{NOTICE}\n\n{text.strip()}\n" for name, text in texts.items()}
+
+
+# -- settings and command line -------------------------------------------------------------------------------------
+
+
+def _settings() -> str:
+    return f"""{_run("config", "--reference")}
+Durations are written like `90s`, `5m`, `1h30m`, `7d`. A name that begins with `MAIL_` and is not listed here stops the
+start, so that a typing error is not ignored. `mailkeep config` shows what is in force and everything that is wrong with it.
+"""
+
+
+def _cli() -> str:
+    sections = [
+        f"## mailkeep {' '.join(verb)}\n\n```text\n{_run(*verb, '--help').strip()}\n```" for verb in _verbs()
+    ]
+    exit_codes = _table(
+        ("exit code", "meaning"),
+        [
+            ("0", "done"),
+            ("1", "failed; `healthcheck`: not healthy"),
+            ("2", "wrong usage"),
+            ("69", "a server that is needed is away; later it may work"),
+            ("78", "the configuration can't be used"),
+        ],
+    )
+    head = "Results go to standard output, faults to standard error. `--json` prints JSON for programs."
+    return "\n\n".join(["# Command line", head, exit_codes, *sections])
+
+
+def _verbs() -> list[tuple[str, ...]]:
+    commands = _commands(typer.main.get_command(app))
+    return [
+        (name, *below)
+        for name, verb in commands.items()
+        for below in [(), *((sub,) for sub in _commands(verb))]
+    ]
+
+
+def _commands(command: object) -> Mapping[str, object]:
+    return getattr(command, "commands", {})  # a group has them, a verb has none
+
+
+def _run(*arguments: str) -> str:
+    done = CliRunner().invoke(app, list(arguments), prog_name="mailkeep", terminal_width=HELP_CHARS)
+    if done.exit_code:
+        raise RuntimeError(f"mailkeep {' '.join(arguments)} left with exit code {done.exit_code}")
+    return done.stdout
+
+
+# -- statuses ------------------------------------------------------------------------------------------------------
+
+
+def _statuses() -> str:
+    moves = [(f"`{before}`", f"`{after}`", why) for (before, after), why in TRANSITIONS.items()]
+    return f"""# Statuses
+
+## Of a delivery
+
+{_meanings(_DELIVERY)}
+
+{_listed(TERMINAL)} are terminal: the delivery has ended. Every delivery ends in exactly one of them.
+
+{_diagram()}
+
+{_table(("from", "to", "why"), moves)}
+
+There are no other moves. A delivery is born as one of {_listed(BIRTH)}.
+
+## Of an attempt
+
+{_meanings(_ATTEMPT)}
+
+## Certainty of an attempt
+
+{_meanings(_CERTAINTY)}
+
+## Of a recipient
+
+{_table(("state", "meaning"), [(f"`{state.name.lower()}`", text) for state, text in _whole(_RECIPIENT)])}
+"""
+
+
+def _diagram() -> str:
+    births = [f"    [*] --> {status}" for status in DeliveryStatus if status in BIRTH]
+    moves = [f"    {before} --> {after}" for before, after in TRANSITIONS]
+    ends = [f"    {status} --> [*]" for status in DeliveryStatus if status in TERMINAL]
+    return "\n".join(["```mermaid", "stateDiagram-v2", *births, *moves, *ends, "```"])
+
+
+def _meanings(meanings: Mapping[E, str]) -> str:
+    return _table(("status", "meaning"), [(f"`{member}`", text) for member, text in _whole(meanings)])
+
+
+def _whole(meanings: Mapping[E, str]) -> list[tuple[E, str]]:
+    """Return the meaning of each member in order. Raises KeyError if one has none."""
+    kind = type(next(iter(meanings)))
+    return [(member, meanings[member]) for member in kind]
+
+
+def _listed(members: Iterable[DeliveryStatus]) -> str:
+    return ", ".join(f"`{status}`" for status in DeliveryStatus if status in members)
+
+
+# -- SMTP classification -------------------------------------------------------------------------------------------
+
+
+def _smtp_classification() -> str:
+    notes = _notes()
+    rows = [
+        (
+            f"`{rule.name}`",
+            ", ".join(rule.phases),
+            _condition(rule),
+            rule.severity,
+            _scope(rule),
+            notes.get(rule.name, ""),
+        )
+        for rule in RULES.rows
+    ]
+    patterns = [f"`{rule.name}`\n\n```text\n{rule.text}\n```" for rule in RULES.rows if rule.text]
+    return f"""# SMTP classification
+
+What a reply of a next hop, or its absence, means. Version {
+        RULES.version
+    } of `src/mailkeep/smtp/rules.toml`. The first row
+that fits decides, and its name is stored on the attempt as `rule`.
+
+- severity `transient`: tried again. `permanent`: not tried again. `unknown`: the next hop may have the message.
+- scope `message`, `recipient`, `sender`, `reputation`: the attempt uses a rung of the ladder. `next_hop`, `credential`: an
+  outage; the mail is parked without using a rung, and the breaker of the next hop learns of it.
+- `5yz` stands for every reply that begins with 5; `none` for a reply without an enhanced code.
+
+{_table(("rule", "phases", "when", "severity", "scope", "note"), rows)}
+
+Rules that no reply decides:
+
+{
+        _table(
+            ("rule", "meaning"),
+            [
+                ("`replica_lost`", "the replica was lost; another took the delivery over"),
+                ("`shutdown`", "the replica stopped after the final dot and before its reply"),
+                ("`internal_fault`", "a fault of Mailkeep; the traceback is in the log"),
+                ("`no_content`", "the content is no longer stored"),
+            ],
+        )
+    }
+
+## Text patterns
+
+Searched for in the text of the reply, in any letter case; addresses in it are masked as `…@…` first.
+
+{(chr(10) * 2).join(patterns)}
+"""
+
+
+def _notes() -> dict[str, str]:
+    """Return the comments behind the names of the rows, which the parser drops."""
+    source = resources.files("mailkeep.smtp").joinpath("rules.toml").read_text(encoding="utf-8")
+    return dict(re.findall(r'^name = "(\w+)" # (.+)$', source, re.MULTILINE))
+
+
+def _condition(rule: Rule) -> str:
+    if rule.failures:
+        return _codes(rule.failures)
+    parts = [_codes(rule.replies)]
+    if rule.enhanced:
+        parts.append(f"with {_codes(rule.enhanced)}")
+    if rule.text:
+        parts.append("with its text")
+    return " ".join(parts)
+
+
+def _codes(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def _scope(rule: Rule) -> str:
+    return f"{rule.scope}, suppress" if rule.suppress else rule.scope
+
+
+# -- log events ----------------------------------------------------------------------------------------------------
+
+
+def _log_events() -> str:
+    loggers = dict.fromkeys(event.logger for event in LOG_EVENTS)
+    sections = [
+        f"## {logger}\n\n"
+        + _table(
+            ("event", "meaning", "wake somebody"),
+            [(event.event, event.meaning, event.alert) for event in LOG_EVENTS if event.logger == logger],
+        )
+        for logger in loggers
+    ]
+    head = """# Log events
+
+Every line has `timestamp`, `level`, `logger` and `event`; more members follow by name. JSON, or coloured text on a terminal
+(`MAIL_LOG_FORMAT`), on standard error. No address, code, subject, body or credential is ever in a line: whatever looks like
+an address is masked. An empty last column means that nobody need look."""
+    return "\n\n".join([head, *sections])
+
+
+def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [titles, tuple("---" for _ in titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    for page_name, page in pages().items():
+        (REFERENCE / page_name).write_text(page, encoding="utf-8")
