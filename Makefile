@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := server,embedded,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check format bench constraints clean
+.PHONY: help setup run demo test check format docs bench constraints clean
 
 help: ## Show this
 	@echo "Mailkeep: durable outbound mail. Begin with: make demo"
@@ -34,6 +34,9 @@ check: $(BIN)/.ready ## Run what CI runs: format, lint, layers, types, tests
 format: $(BIN)/.ready ## Format the code and mend what the linter can
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: $(BIN)/.ready ## Write the generated pages of docs/reference
+	@$(BIN)/python docs/generate.py
 
 bench: $(BIN)/.ready ## Measure throughput and latency on this machine
 	$(BIN)/python -m bench

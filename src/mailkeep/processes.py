@@ -18,9 +18,13 @@ import structlog
 
 RESTART_FIRST_S: Final = 0.5
 RESTART_LAST_S: Final = 30.0
+SETTLED_S: Final = 10.0
+"""Once a child lived this long the configuration is sound: whatever keeps children from starting later may pass."""
 STEADY_S: Final = 60.0
 """A child that lived this long starts again without a pause."""
 POLL_S: Final = 0.1
+HOPELESS: Final = frozenset({69, 78})
+"""Exit codes of a child that could not start (EX_UNAVAILABLE, EX_CONFIG): trying again at once can't help."""
 STOP_MARGIN_S: Final = 5.0
 """Beyond the children's own shutdown timeout, before they are killed."""
 
@@ -35,10 +39,15 @@ class Supervisor:
         self._started_at = [0.0] * count
         self._pause_s = [0.0] * count
         self._stopping = False
+        self._settled = False
+        self._exit_code: int | None = None
         self._log = structlog.get_logger("supervisor")
 
     def run(self) -> int:
-        """Supervise until told to stop; returns the exit code: 0 if every child left in order."""
+        """Supervise until told to stop; returns the exit code.
+
+        0: every child left in order; 69 or 78: the first children could not start, and why they said themselves.
+        """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         while not self._stopping:
@@ -52,11 +61,15 @@ class Supervisor:
         lived_s = time.monotonic() - self._started_at[index]
         if child is not None:
             if child.poll() is None:
+                self._settled = self._settled or lived_s > SETTLED_S
                 return
             self._log.error(
                 "process died", pid=child.pid, exit_code=child.returncode, lived_s=round(lived_s, 1)
             )
             self._children[index] = None
+            if child.returncode in HOPELESS and not self._settled:
+                self._exit_code, self._stopping = child.returncode, True
+                return
             self._pause_s[index] = (
                 RESTART_FIRST_S
                 if lived_s > STEADY_S
@@ -90,4 +103,6 @@ class Supervisor:
                 self._log.error("process did not stop in time and is killed", pid=child.pid)
                 child.kill()
                 child.wait()
+        if self._exit_code is not None:
+            return self._exit_code
         return int(any(child.returncode for child in children))

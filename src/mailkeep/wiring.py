@@ -6,7 +6,6 @@ attempts finish or are handed back, then clients close.
 """
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import Coroutine
@@ -43,8 +42,13 @@ from mailkeep.store.postgres import Store
 from mailkeep.store.retention import Retention
 from mailkeep.templates.catalog import SHIPPED_CATALOG, Catalog, CatalogError
 
-STOP_SHARE: Final = 0.9
-"""The share of the shutdown timeout for the listener and the attempts; the rest closes clients."""
+INTAKE_SHARE: Final = 0.5
+ATTEMPT_SHARE: Final = 0.8
+RECORD_SHARE: Final = 0.9
+"""How much of the shutdown timeout is over when a stop gives up on commits of what was taken in, on attempts, on their
+recording and the farewell."""
+CLOSE_SHARE: Final = 0.04
+"""For closing the connections to next hops, and again those to PostgreSQL."""
 
 
 class StartError(Exception):
@@ -179,29 +183,42 @@ class Service:
                 worker.result()
 
     async def stop(self) -> None:
-        """Stop in order, within the shutdown timeout."""
-        ends_at = time.monotonic() + self._settings.shutdown_timeout_s * STOP_SHARE
+        """Stop in order, within the shutdown timeout; what a silent PostgreSQL holds up then is left to others."""
+        timeout_s = self._settings.shutdown_timeout_s
+        begun_s = time.monotonic()
+
+        def left_s(share: float) -> float:
+            return max(begun_s + timeout_s * share - time.monotonic(), 0.0)
+
         if self._listener is not None:
-            await self._listener.stop(self._settings.shutdown_timeout_s / 3)
+            await self._listener.stop(timeout_s / 3)
             self._log.info("internal http listener stopped")
-        await _cancel(self._intakes)
-        await self._accept.drain()
-        await _cancel(self._running)
-        await self._workers.stop(max(ends_at - time.monotonic(), 1.0))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._recorder.drain(), max(ends_at - time.monotonic(), 0.5))
-        await self.replica.stop()
-        await self._smtp.close(1.0)
-        await self._store.close(1.0)
+        await _cancel(self._intakes, left_s(INTAKE_SHARE))
+        await _settle([asyncio.create_task(self._accept.drain())], left_s(INTAKE_SHARE))
+        await _cancel(self._running, left_s(INTAKE_SHARE))
+        await self._workers.stop(left_s(ATTEMPT_SHARE))
+        await _settle([asyncio.create_task(self._recorder.drain())], left_s(RECORD_SHARE))
+        await _settle([asyncio.create_task(self.replica.stop())], left_s(RECORD_SHARE))
+        await self._smtp.close(timeout_s * CLOSE_SHARE)
+        await self._store.close(timeout_s * CLOSE_SHARE)
 
     def _spawn(self, running: Coroutine[Any, Any, None], name: str) -> None:
         self._running.append(asyncio.create_task(running, name=name))
 
 
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+async def _cancel(tasks: list[asyncio.Task[None]], timeout_s: float) -> None:
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await _settle(tasks, timeout_s)
+
+
+async def _settle(tasks: list[asyncio.Task[None]], timeout_s: float) -> None:
+    """Wait for `tasks`, and cut what takes longer without waiting for it: a silent PostgreSQL could hold that up, too."""
+    if tasks:
+        ended, late = await asyncio.wait(tasks, timeout=timeout_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*ended, return_exceptions=True)
 
 
 async def ping_redis(settings: Settings) -> None:
@@ -227,7 +244,7 @@ async def open_store(settings: Settings) -> Store:
     try:
         return await Store.open(settings.postgres_dsn.reveal(), pool_size=settings.postgres_pool_size)
     except StoreUnavailableError as fault:
-        raise StartError(f"can't open {settings.postgres_dsn}: {fault}", unavailable=True) from fault
+        raise StartError(f"can't open {settings.postgres_dsn.place}: {fault}", unavailable=True) from fault
     except MigrationError as fault:
         raise StartError(str(fault), unavailable=False) from fault
 

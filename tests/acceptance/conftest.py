@@ -1,13 +1,11 @@
 """One PostgreSQL with its durable defaults a test session, a database and a deployment a test."""
 
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-from harness import Cluster, Database, Deployment, own_environment
+from harness import Cluster, Database, Deployment, migrate
 
 from mailkeep.store.embedded import start_redis
 
@@ -32,16 +30,7 @@ def postgres():
     migrate(template)
     template.watch()
     yield running
-    running.stop()
-    shutil.rmtree(running.folder)
-
-
-def migrate(database):
-    """Bring a database's schema up to date, as an operator does."""
-    environ = own_environment(MAIL_POSTGRES_DSN=database.dsn)
-    subprocess.run(
-        [sys.executable, "-m", "mailkeep", "migrate"], env=environ, check=True, capture_output=True
-    )
+    running.remove()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,10 +119,12 @@ class Cluster:
             return start_postgres(self.folder)
         return None
 
-    def stop(self) -> None:
-        """Stop it."""
-        if self._server is not None:
-            self._server.stop()
+    def remove(self) -> None:
+        """End it, without the checkpoint that nobody needs any more, and remove its data."""
+        assert self._server is not None
+        self.kill9()
+        self._server.stop()
+        shutil.rmtree(self.folder)
 
     def signal(self, number: signal.Signals) -> None:
         """Send `number` to the server process and to all its children."""
@@ -134,7 +137,8 @@ class Cluster:
     def kill9(self) -> None:
         """Kill the server process; its children see that and leave by themselves, as after a crash."""
         assert self._server is not None
-        os.kill(self._server.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(self._server.pid, signal.SIGKILL)
 
     def database(self, template: str = "template1") -> "Database":
         """Make a new database from `template` and return it."""
@@ -282,6 +286,13 @@ class Database:
         return [row[0] for row in self.fetch(statement)]
 
 
+def migrate(database: Database) -> None:
+    """Bring a database's schema up to date, as an operator does."""
+    command = [sys.executable, "-m", "mailkeep", "migrate"]
+    environ = own_environment(MAIL_POSTGRES_DSN=database.dsn)
+    subprocess.run(command, env=environ, check=True, capture_output=True)
+
+
 # -- processes -----------------------------------------------------------------------------------------------------
 
 
@@ -346,6 +357,14 @@ class Process:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def end(self) -> None:
+        """Kill it, and the processes it supervises."""
+        if self._process is not None:
+            with suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(self.pid).children(recursive=True):
+                    child.kill()
+        self.kill9()
 
     def wait(self, within_s: float = PATIENCE_S) -> int:
         """Wait until it ends and return its exit code, negative for a signal."""
@@ -461,8 +480,9 @@ class SinkProcess(Process):
 class SinkThread:
     """A sinkhole in a thread of the test, which tells the test what happens at the moment it happens.
 
-    `on_look` is called when the mode is asked for (at each connection, MAIL and RCPT), `on_refusal` with each exchange that
-    did not take what was offered, both before the reply leaves; `on_message` when a message was kept and not yet answered.
+    `on_look` is called when the mode is asked for (at each connection, MAIL and RCPT), `on_exchange` with each answer that
+    did not take what was offered or is about a whole message, both before the reply leaves; `on_message` when a message was
+    kept and not yet answered.
     """
 
     def __init__(
@@ -471,15 +491,13 @@ class SinkThread:
         mode: str = "accept",
         *,
         on_look: Callable[[], None] = lambda: None,
-        on_refusal: Callable[[Exchange], None] = lambda _exchange: None,
+        on_exchange: Callable[[Exchange], None] = lambda _exchange: None,
         on_message: Callable[[], None] = lambda: None,
     ) -> None:
         self.capture_file = folder / "capture.jsonl"
         self._source = _ToldMode(parse_mode(mode), on_look)
         self._sinkhole = Sinkhole(
-            self._source,
-            _ToldCapture(self.capture_file, on_message),
-            observe=lambda exchange: on_refusal(exchange) if exchange.phase == "rcpt" else None,
+            self._source, _ToldCapture(self.capture_file, on_message), observe=on_exchange
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -556,7 +574,6 @@ class Deployment:
     def __init__(self, folder: Path, database: Database) -> None:
         self.folder, self.database = folder, database
         self._stack = ExitStack()
-        self._names: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -593,7 +610,7 @@ class Deployment:
             "MAIL_LOG_FORMAT": "json",
         }
         service = Service(self.folder, name, ["serve", *arguments], base | environ)
-        self._stack.callback(service.kill9)
+        self._stack.callback(service.end)
         return service
 
 

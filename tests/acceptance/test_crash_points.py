@@ -94,10 +94,10 @@ def test_a_crash_before_the_stream_is_acknowledged(deployment, redis_server):
     """Entries that were committed and not acknowledged come again, are known, and leave nothing pending."""
     sink = deployment.told_sink()
     service = deployment.service(sink.port, MAIL_REDIS_MASTER_ADDR=str(redis_server.socket), **QUICK)
-    service.start(MAIL_FAULT_POINT=f"{FaultPoint.STREAM_BEFORE_ACK}:3")
     with redis.Redis(unix_socket_path=str(redis_server.socket)) as client:
-        client.flushdb()
-        submissions = [add_to_stream(client, number) for number in range(COUNT)]
+        submissions = [add_to_stream(client, number) for number in range(COUNT // 2)]
+        service.start(MAIL_FAULT_POINT=f"{FaultPoint.STREAM_BEFORE_ACK}:2")
+        submissions += [add_to_stream(client, number) for number in range(COUNT // 2, COUNT)]
         assert service.wait() == -signal.SIGKILL
         assert client.xpending(STREAM, GROUP)["pending"] > 0
         service.start()

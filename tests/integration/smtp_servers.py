@@ -150,11 +150,13 @@ class ScriptedPeer:
         self.raw: list[bytearray] = []
         """All bytes received, for each connection."""
         self.bodies: list[bytes] = []
+        self.readers: list[asyncio.StreamReader] = []
         self.tls: ssl.SSLContext | None = None
         self.port = 0
         self.over = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.readers.append(reader)
         self.commands.append([])
         self.raw.append(bytearray())
         index = len(self.raw) - 1

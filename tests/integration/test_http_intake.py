@@ -10,9 +10,10 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import httpx2
+from http_kit import BATCH, DELIVERIES, LOGIN_CODES, command, login_code
 
-from conftest import BATCH, DELIVERIES, LOGIN_CODES, command, login_code
 from mailkeep.core.ids import new_id
+from mailkeep.intake import http
 from mailkeep.intake.http import MAX_COMMANDS, MAX_LOGIN_CODE_BYTES
 
 CANARY = "canary"
@@ -549,6 +550,17 @@ async def test_a_large_command_within_the_limits_is_taken(served, dsn):
     assert answer.status_code == 202, answer.text
     (row,) = await fetch(dsn, "SELECT size_bytes FROM mail.deliveries")
     assert row["size_bytes"] > 8 * 1024 * 1024
+
+
+async def test_large_bodies_together_are_bounded(served, monkeypatch):
+    """Past the bound on all large bodies at once callers are told to come back; what was held is given back."""
+    monkeypatch.setattr(http, "MAX_HELD_BYTES", 1024 * 1024)
+    large, larger = rendered(text="x" * 900_000), rendered(text="x" * 1_200_000)
+    for _ in range(3):
+        answer = await served.post(DELIVERIES, larger)
+        assert fault_of(answer, 503, "overloaded") == ""
+        assert answer.headers["retry-after"] == "1"
+        assert (await served.post(DELIVERIES, large)).status_code == 202
 
 
 async def test_an_announced_body_beyond_the_bound_is_not_read(served, dsn):

@@ -9,8 +9,8 @@ import ssl
 import httpx2
 import pytest
 import trustme
+from http_kit import DELIVERIES, command
 
-from conftest import DELIVERIES, command
 from mailkeep.intake import listener as listener_module
 from mailkeep.intake.listener import MAX_HEAD_BYTES, InternalHttpListener, listen
 

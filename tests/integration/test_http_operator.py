@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
+from http_kit import DELIVERIES, FLUSH, LOGIN_CODES, command, login_code
 
-from conftest import DELIVERIES, FLUSH, LOGIN_CODES, command, login_code
 from mailkeep.store import reads
 
 DEAD_LETTERS = "/api/v1/internal/dead-letters"
@@ -252,6 +252,20 @@ async def test_a_flush_makes_everything_due_and_wakes_the_replica(sending, next_
         delivery = await sending.settled(delivery_id, "sent")
         assert delivery["attempts"] == 2
     assert (await sending.get(f"{DELIVERIES}/{later}")).json()["status"] == "rendered"
+
+
+async def test_a_flush_is_announced_to_every_replica(sending, next_hop, dsn):
+    """What a flush moved is announced at once, so that no replica sleeps on; a flush that moved nothing is not."""
+    connection = await asyncpg.connect(dsn)
+    announced = asyncio.Queue()
+    await connection.add_listener("mail_due", lambda *_notification: announced.put_nowait(True))
+    later = await scheduled(sending)
+    await sending.post(FLUSH, {"all": True})
+    assert announced.empty()
+    await sending.post(FLUSH, {"delivery_id": later})
+    async with asyncio.timeout(10):
+        await announced.get()
+    await connection.close()
 
 
 async def test_a_flush_by_id_sends_scheduled_mail_too(sending):

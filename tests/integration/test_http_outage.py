@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import BATCH, DELIVERIES, FLUSH, LOGIN_CODES, command, login_code
+from http_kit import BATCH, DELIVERIES, FLUSH, LOGIN_CODES, command, login_code
 
 from mailkeep.store.embedded import start_postgres
 

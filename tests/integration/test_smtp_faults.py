@@ -8,6 +8,7 @@ from smtp_servers import (
     EHLO_BARE,
     MESSAGE,
     PASSWORD,
+    POLITE,
     USERNAME,
     Act,
     Certificates,
@@ -614,10 +615,9 @@ async def test_cancelling_aborts_the_connection_and_tells_whether_the_dot_left(n
             with pytest.raises(asyncio.CancelledError):
                 await sending
             assert fence.dots_left == (1 if name == "dot" else 0)
-            peer.answers[{"dot": "."}.get(name, name.upper())] = {
-                "dot": b"250 ok\r\n",
-                "greeting": b"220 hi\r\n",
-            }.get(name, b"250 ok\r\n")
+            await asyncio.sleep(0.05)
+            assert peer.readers[0].at_eof()
+            peer.answers |= POLITE
             outcome = await asyncio.wait_for(pool.send(hop, mail(), OpenFence()), 3)
             assert outcome.severity is Severity.SUCCESS
 

@@ -102,6 +102,17 @@ async def test_a_resting_connection_the_server_ends_is_dropped_while_it_rests(fa
             assert outcome.steps[0].phase is Phase.CONNECT
 
 
+@pytest.mark.parametrize("reply", [b"250 ok\r\n250 again\r\n", b"250 ok\r\n2", b"250 ok\r\n421 bye\r\n"])
+async def test_what_follows_the_answer_to_the_dot_costs_the_connection_only(reply):
+    """The message is delivered; the next one gets a stream that is not shifted."""
+    async with scripted_peer(dot=[reply, b"250 ok\r\n"]) as peer:
+        hop = hop_to(peer.port)
+        async with pool_of(hop) as pool:
+            outcomes = [await send_once(pool, hop) for _ in range(2)]
+    assert [outcome.severity for outcome in outcomes] == [Severity.SUCCESS] * 2
+    assert len(peer.commands) == 2
+
+
 async def test_after_a_refusal_rset_comes_before_the_next_mail():
     """The next envelope starts clean, over the same connection."""
     async with scripted_peer(rcpt=[b"550 5.1.1 unknown\r\n", b"250 ok\r\n"], dot=b"250 ok\r\n") as peer:

@@ -5,7 +5,19 @@ from datetime import timedelta
 
 import asyncpg
 import pytest
-from queue_kit import MESSAGE, accepted, attempts, check_accounts, delivery, fresh_id, now, payload, row, rows, status
+from queue_kit import (
+    MESSAGE,
+    accepted,
+    attempts,
+    check_accounts,
+    delivery,
+    fresh_id,
+    now,
+    payload,
+    row,
+    rows,
+    status,
+)
 
 from mailkeep.core.delivery import DeliveryStatus, Guarantee, Source
 from mailkeep.core.queue import KeyHolder
@@ -155,19 +167,19 @@ REFUSED = [
 async def test_what_postgresql_refuses_reserves_nothing(store, fields):
     """A delivery that can't be stored leaves neither key nor rows."""
     new = await delivery(store, **fields)
-    with pytest.raises(StoreRefusedError):
-        await store.accept(new.id, [new])
+    assert [type(answer) for answer in await store.accept(new.id, [new])] == [StoreRefusedError]
     for table in ("deliveries", "payloads", "recipients", "idempotency_keys"):
         assert await _count(store, table) == 0
 
 
 @pytest.mark.parametrize("place", [0, 2, 4])
 async def test_a_refused_delivery_does_not_take_its_neighbours(store, place):
-    """Wherever the bad one stands in its batch, every other is stored before its fault is raised."""
+    """Wherever the bad one stands in its batch, every other is stored, and it alone is answered with its fault."""
     batch = [await delivery(store) for _ in range(4)]
     bad = await delivery(store, sender="nul\0@example.org")
-    with pytest.raises(StoreRefusedError):
-        await store.accept(bad.id, [*batch[:place], bad, *batch[place:]])
+    answers = await store.accept(bad.id, [*batch[:place], bad, *batch[place:]])
+    assert isinstance(answers.pop(place), StoreRefusedError)
+    assert answers == [new.id for new in batch]
     await check_accounts(store, [new.id for new in batch])
 
 
@@ -175,8 +187,8 @@ async def test_an_id_is_used_once(store):
     """A second command under another key can't take over the id of the first."""
     first = await delivery(store, idempotency_key="a")
     await store.accept(first.id, [first])
-    with pytest.raises(StoreRefusedError):
-        await store.accept(first.id, [await delivery(store, id=first.id, idempotency_key="b", message=b"other")])
+    second = await delivery(store, id=first.id, idempotency_key="b", message=b"other")
+    assert [type(answer) for answer in await store.accept(first.id, [second])] == [StoreRefusedError]
     kept = await payload(store, first.id)
     assert kept is not None
     assert kept["message"] == MESSAGE
@@ -199,7 +211,11 @@ async def test_a_newer_delivery_supersedes_the_older_that_was_not_sent(store):
     sending = await accepted(store, supersede_hash=b"one", status=DeliveryStatus.SENDING)
     assert await status(store, waiting) == "cancelled"
     newest = await accepted(store, supersede_hash=b"one")
-    assert [await status(store, key) for key in (other, sending, newest)] == ["rendered", "sending", "rendered"]
+    assert [await status(store, key) for key in (other, sending, newest)] == [
+        "rendered",
+        "sending",
+        "rendered",
+    ]
 
 
 async def test_a_commit_that_was_cut_is_in_doubt_and_can_be_asked_for(store, dsn):
@@ -256,3 +272,20 @@ async def test_the_guarantee_is_kept(store):
     delivery_id = await accepted(store, guarantee=Guarantee.AT_MOST_ONCE)
     assert (await row(store, delivery_id))["guarantee"] == "at_most_once"
     assert await attempts(store, delivery_id) == []
+
+
+async def test_a_newer_one_supersedes_what_waits(store):
+    """The newer code cancels the older one that is not sent yet, erases it, and leaves other keys and claimed ones alone."""
+    old = await accepted(store, supersede_hash=b"ann-login", sensitive=True)
+    other = await accepted(store, supersede_hash=b"bob-login", sensitive=True)
+    claimed = await accepted(store, supersede_hash=b"ann-login", status=DeliveryStatus.SENDING)
+    new = await accepted(store, supersede_hash=b"ann-login", sensitive=True)
+    assert [await status(store, key) for key in (old, other, claimed, new)] == [
+        "cancelled",
+        "rendered",
+        "sending",
+        "rendered",
+    ]
+    assert await payload(store, old) is None
+    assert await payload(store, new) is not None
+    await check_accounts(store, [old, other, claimed, new])

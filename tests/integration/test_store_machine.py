@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from queue_kit import ANY, HOP, delivery, ending, finished, lose, now, rows, shift_clock
+from queue_kit import ANY, HOP, MESSAGE, delivery, ending, finished, lose, now, rows, shift_clock
 
 from mailkeep.core.delivery import BIRTH, TERMINAL, TRANSITIONS, DeliveryClass, DeliveryStatus, Guarantee
 from mailkeep.core.outcome import Scope, Severity
@@ -162,7 +162,7 @@ class QueueMachine(RuleBasedStateMachine):
         (found,) = await rows(self.store, "SELECT * FROM mail.deliveries WHERE id = $1", delivery_id)
         names = ("source", "guarantee", "next_hop", "attempts", "rungs_used", "recipient_states", "size_bytes", "sensitive")
         values = {name: found[name] for name in names} | {"guarantee": Guarantee(found["guarantee"])}
-        return Claim(replica, delivery_id, 1, delivery_class=DeliveryClass(found["class"]), **values)
+        return Claim(replica, delivery_id, 1, delivery_class=DeliveryClass(found["class"]), message=MESSAGE, **values)
 
     # -- dispatch ----------------------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class QueueMachine(RuleBasedStateMachine):
     def finish(self, claim: Claim, severity: Severity, scope: Scope, suppress: bool, rungs: int) -> None:
         outcome = ending(claim, severity, scope=scope, suppress=suppress)
         attempt = finished(claim, outcome, ladder_s=(20.0, 60.0, 600.0)[:rungs])
-        if claim.message is None and attempt.decision.status is S.RENDERED:
+        if claim.command is not None and attempt.decision.status is S.RENDERED:
             attempt = msgspec.structs.replace(attempt, message=b"fixed by an attempt\r\n")
         holds = self._holds(claim)
         answer = self.run(self.store.finish([attempt]))

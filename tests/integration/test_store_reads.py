@@ -25,9 +25,11 @@ WITH numbered AS (
     INSERT INTO mail.deliveries (id, source, class, guarantee, status, next_hop, accepted_at, due_at, finished_at,
         claimed_by, claimed_at, attempts, recipient_states, recipient_domain, size_bytes, sensitive)
     SELECT id, 'api', (ARRAY['auth', 'transactional', 'relay'])[1 + n % 3], 'at_least_once', status,
-           'hop' || n % 2, mail.now(), CASE WHEN status = 'rendered' THEN mail.now() + n * interval '1 second' END,
+           'hop' || n % 2, to_timestamp(at_ms / 1000.0),
+           CASE WHEN status = 'rendered' THEN mail.now() + (60 + n * 7919 % 10007) * interval '1 second' END,
            CASE WHEN status IN ('sent', 'dead_letter') THEN mail.now() END,
-           CASE WHEN status = 'sending' THEN id END, CASE WHEN status = 'sending' THEN mail.now() END,
+           CASE WHEN status = 'sending' THEN id END,
+           CASE WHEN status = 'sending' THEN mail.now() - (n * 7919 % 97) * interval '1 second' END,
            1, CASE WHEN status = 'sent' THEN 's' ELSE 'o' END, 'd' || n % 5 || '.org', 100, false
     FROM ided
 ), addressed AS (

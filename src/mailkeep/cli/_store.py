@@ -55,7 +55,10 @@ def ask(question: Callable[["OperatorQueue"], Awaitable[T]]) -> T:
 def _dsn() -> "Dsn":
     from mailkeep.cli.output import EXIT_CONFIG, fail, load_settings
 
-    dsn = load_settings().postgres_dsn
+    dsn = load_settings(find_dev=True).postgres_dsn
     if dsn is None:
-        fail("MAIL_POSTGRES_DSN is not set; it names the database that holds the queue", EXIT_CONFIG)
+        fail(
+            "MAIL_POSTGRES_DSN is not set and no `mailkeep dev` runs; it names the database that holds the queue",
+            EXIT_CONFIG,
+        )
     return dsn

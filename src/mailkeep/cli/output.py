@@ -46,14 +46,25 @@ def fail(message: str, exit_code: int = EXIT_FAILED) -> NoReturn:
     raise SystemExit(exit_code)
 
 
-def load_settings(exit_code: int = EXIT_CONFIG) -> "Settings":
-    """Return the settings of this environment, or leave with every problem in it."""
+def _of_running_dev() -> dict[str, str]:
+    from mailkeep.dev.state import running_state
+    from mailkeep.store.embedded import default_data_dir
+
+    state = running_state(default_data_dir())
+    return {} if state is None else state.environ
+
+
+def load_settings(exit_code: int = EXIT_CONFIG, *, find_dev: bool = False) -> "Settings":
+    """Return the settings of this environment, or leave with every problem in it.
+
+    With `find_dev` a running `mailkeep dev` of this user fills in where its servers are, unless the environment says it.
+    """
     import os
 
     from mailkeep.settings import Settings, SettingsError
 
     try:
-        return Settings.load(os.environ)
+        return Settings.load({**(_of_running_dev() if find_dev else {}), **os.environ})
     except SettingsError as fault:
         problems = "\n".join(f"  {problem}" for problem in fault.problems)
         fail(

@@ -139,7 +139,8 @@ def describe_attempt(attempt: "AttemptView") -> "Iterator[str]":
         words.append(f"({attempt.certainty})")
     yield " ".join(words) + (f": {reply}" if reply else "")
     for step in attempt.steps:
-        yield f"  {step.at_ms:>8.0f} ms  {step.phase:<8}  {step.sent} -> {step.reply}"
+        said = f"{step.sent} -> " if step.sent else ""  # the server speaks first in a greeting
+        yield f"  {step.at_ms:>8.0f} ms  {step.phase:<8}  {said}{step.reply or 'no reply'}"
 
 
 def _filtered(context: typer.Context) -> bool:

@@ -28,7 +28,10 @@ def send(
     template: Annotated[str | None, typer.Option(help="Template to render instead.")] = None,
     locale: Annotated[str, typer.Option(help="Its locale.")] = "en",
     var: Annotated[
-        list[str] | None, typer.Option(help="A variable of the template, name=value; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="A variable of the template: name=text, or name:=JSON for numbers and lists; may be repeated."
+        ),
     ] = None,
     delivery_class: Annotated[
         str | None, typer.Option("--class", help="auth, transactional or relay.")
@@ -58,7 +61,7 @@ def send(
     command = {"payload_mode": "template" if template else "rendered", "payload": payload}
     if delivery_class:
         command["class"] = delivery_class
-    client = _Client(load_settings())
+    client = _Client(load_settings(find_dev=True))
     accepted = client.call("POST", DELIVERIES, command, {"Idempotency-Key": key} if key else {})
     if as_json and not wait:
         print_json(accepted)
@@ -142,11 +145,18 @@ def _follow(client: _Client, delivery_id: str, timeout_s: float, *, as_json: boo
     return delivery.status is DeliveryStatus.SENT
 
 
-def _variable(text: str) -> tuple[str, str]:
+def _variable(text: str) -> tuple[str, object]:
+    import json
+
     name, separator, value = text.partition("=")
-    if not separator:
-        raise typer.BadParameter(f"{name!r} is not like name=value")
-    return name, value
+    if not separator or not name.rstrip(":"):
+        raise typer.BadParameter(f"{name!r} is not like name=text or name:=JSON")
+    if not name.endswith(":"):
+        return name, value
+    try:
+        return name[:-1], json.loads(value)
+    except ValueError:
+        raise typer.BadParameter(f"{name[:-1]}: what follows := must be JSON, such as 10 or true") from None
 
 
 def _attachment(path: Path) -> dict[str, str]:

@@ -137,7 +137,9 @@ def _batch_entry(entry: Mapping[str, Any]) -> Accepted | RejectedError | str:
 
 
 def _rejected(status: int, problem: Mapping[str, Any]) -> RejectedError:
-    return RejectedError(status, *(str(problem.get(name, "")) for name in ("type", "code", "field", "detail")))
+    return RejectedError(
+        status, *(str(problem.get(name, "")) for name in ("type", "code", "field", "detail"))
+    )
 
 
 def _members(answer: Answer) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 Idle connections are kept and shared by all threads; none is shared with a forked child.
 """
 
+import contextlib
 import os
 import socket
 import ssl
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self, TypeVar
 from uuid import UUID
@@ -58,7 +60,7 @@ class Client:
         self._token = check_token(token)
         self._patience = Patience(timeout_s, deadline_s)
         self._tls = (tls or ssl.create_default_context()) if self._origin.is_tls else None
-        self._idle: deque[_Connection] = deque(maxlen=None)
+        self._idle: deque[_Connection] = deque()
 
     def __repr__(self) -> str:
         return f"Client({self._origin.authority!r})"
@@ -156,10 +158,10 @@ class Client:
         try:
             answer = connection.exchange(data, ends_at)
         finally:
-            if answer is None or not answer.reusable or len(self._idle) >= MAX_IDLE:
-                connection.close()
+            if answer is not None and answer.reusable:
+                self._keep(connection)
             else:
-                self._idle.append(connection)
+                connection.close()
         return answer
 
     def _connect(self, ends_at: float) -> "_Connection":
@@ -174,6 +176,17 @@ class Client:
         except BaseException:
             plain.close()
             raise
+
+    # Without a lock, which a fork could leave held in the child: the operations of a deque are atomic.
+
+    def _keep(self, connection: "_Connection") -> None:
+        self._idle.append(connection)
+        with contextlib.suppress(IndexError):
+            oldest = self._idle.popleft()
+            if oldest.is_fresh() and len(self._idle) < MAX_IDLE:
+                self._idle.appendleft(oldest)
+            else:
+                oldest.close()
 
     def _take_idle(self) -> "_Connection | None":
         while True:
@@ -209,7 +222,7 @@ class _Connection:
         except (OSError, MalformedAnswerError) as fault:
             raise unsent or fault from None
         self._used_at = time.monotonic()
-        return answer
+        return answer if unsent is None else replace(answer, reusable=False)
 
     def _send(self, data: bytes, ends_at: float) -> OSError | None:
         # Who answers before the whole body is there, as with 413, may close while it is still being sent.
@@ -234,10 +247,12 @@ def reason(fault: BaseException) -> str:
             return str(fault)
         case TimeoutError():
             return "timed out"
-        case OSError(strerror=str(words)):
-            return words
+        case ssl.SSLError() | socket.gaierror():
+            return str(fault.strerror)
+        case OSError(errno=int(number)):
+            return os.strerror(number)
         case _:
-            return type(fault).__name__
+            return "can't connect"
 
 
 def _left_s(ends_at: float) -> float:

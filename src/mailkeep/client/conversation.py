@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Final, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -211,26 +212,33 @@ def _batches(commands: Sequence[_Command]) -> Iterator[list[_Command]]:
 
 def _send_batch(batch: Sequence[_Command], patience: Patience) -> Conversation[list[BatchAnswer]]:
     """Return one answer for each command; only those that are still open are sent again."""
-    settled: dict[str, BatchAnswer] = {}
+    settled: dict[int, BatchAnswer] = {}
     tries = Tries(patience, None)
     try:
-        while left := [each for each in batch if each.key not in settled]:
-            body = b'{"commands":[' + b",".join(each.encoded for each in left) + b"]}"
+        while left := [index for index in range(len(batch)) if index not in settled]:
+            body = b'{"commands":[' + b",".join(batch[index].encoded for index in left) + b"]}"
             request = Request("POST", f"{DELIVERIES}/batch", body)
-            entries = yield from tries.ask(request, lambda answer, count=len(left): read_batch(answer, count))
-            for each, entry in zip(left, entries, strict=True):
-                if not isinstance(entry, str):
-                    settled[each.key] = entry
+            entries = yield from tries.ask(request, partial(read_batch, count=len(left)))
             passing = [entry for entry in entries if isinstance(entry, str)]
+            settled |= {
+                index: entry for index, entry in zip(left, entries, strict=True) if not isinstance(entry, str)
+            }
             if passing:
                 yield from tries.wait(Fault(passing[0]))
     except RejectedError as refusal:
-        return [settled.get(each.key, refusal) for each in batch]
+        if refusal.status == 413 and len(batch) > 1:
+            middle = len(batch) // 2
+            return [
+                *(yield from _send_batch(batch[:middle], patience)),
+                *(yield from _send_batch(batch[middle:], patience)),
+            ]
+        return [settled.get(index, refusal) for index in range(len(batch))]
     except UnavailableError as fault:
         return [
-            settled.get(each.key) or UnavailableError(fault.reason, fault.tries, each.key) for each in batch
+            settled.get(index) or UnavailableError(fault.reason, fault.tries, each.key)
+            for index, each in enumerate(batch)
         ]
-    return [settled[each.key] for each in batch]
+    return [settled[index] for index in range(len(batch))]
 
 
 def _is_passing(answer: Answer) -> bool:

@@ -51,7 +51,9 @@ class UnavailableError(MailkeepError):
         what = f"no settling answer in {self.tries} tries ({self.reason})"
         if self.idempotency_key is None:
             return what
-        return f"{what}; whether the mail was taken is unknown, repeating with the same idempotency_key is safe"
+        return (
+            f"{what}; whether the mail was taken is unknown, repeating with the same idempotency_key is safe"
+        )
 
 
 class BatchError(MailkeepError):

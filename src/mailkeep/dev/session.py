@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import signal
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from mailkeep.dev.environment import development
 from mailkeep.dev.show import show_examples
 from mailkeep.dev.state import DevState
+from mailkeep.store.embedded import default_data_dir
 from mailkeep.telemetry import log
 
 
@@ -31,7 +33,7 @@ async def run(data_dir: Path, *, examples: bool, once: bool) -> bool:
                     "[green]All examples ended as expected.[/]" if well else "[red]Not as expected.[/]"
                 )
             if not once:
-                _explain(console, environment.state)
+                _explain(console, environment.state, data_dir)
                 await interrupted.wait()
                 console.print("\nStopping …")
     return well
@@ -46,10 +48,11 @@ def _introduce(console: Console, state: DevState, data_dir: Path) -> None:
     console.print(f"  Log        {data_dir / 'mailkeep.log'}\n")
 
 
-def _explain(console: Console, state: DevState) -> None:
+def _explain(console: Console, state: DevState, data_dir: Path) -> None:
+    found = "" if data_dir == default_data_dir() else "  export " + _shell(state.environ) + "\n\n"
     url = f"http://{state.http_host}:{state.http_port}/api/v1/internal/deliveries"
     console.print(
-        "\nSend one yourself, from another terminal:\n\n"
+        f"\nSend one yourself, from another terminal:\n\n{found}"
         "  mailkeep send --to you@sinkhole.test --subject Hello --text 'It works.' --wait\n\n"
         f"  curl {url} -H 'Idempotency-Key: my-first-mail' -H 'Content-Type: application/json' \\\n"
         '    -d \'{"payload_mode":"rendered","payload":'
@@ -63,3 +66,7 @@ def _explain(console: Console, state: DevState) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _shell(environ: dict[str, str]) -> str:
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in environ.items())

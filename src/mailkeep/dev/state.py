@@ -20,6 +20,14 @@ class DevState(msgspec.Struct, frozen=True):
     mode_file: str
     redis_socket: str | None = None
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """What other commands need in their environment to find it."""
+        return {
+            "MAIL_POSTGRES_DSN": self.postgres_dsn,
+            "MAIL_INTERNAL_HTTP_ADDR": f"{self.http_host}:{self.http_port}",
+        }
+
 
 def running_state(data_dir: Path) -> DevState | None:
     """Return where the development environment under `data_dir` runs, or None if none does."""

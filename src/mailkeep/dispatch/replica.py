@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from mailkeep.core.ids import new_id
-from mailkeep.store.errors import StoreUnavailableError
+from mailkeep.store.errors import StoreUnavailableError, translated
 from mailkeep.store.postgres import Store
 from mailkeep.version import __version__
 
@@ -89,7 +89,8 @@ class Replica:
 
     async def _beat(self) -> None:
         began = time.monotonic()
-        now = await asyncio.wait_for(self._store.beat(self.id, self.in_flight), self._ttl_s)
+        with translated():  # a beat that hangs is one that failed
+            now = await asyncio.wait_for(self._store.beat(self.id, self.in_flight), self._ttl_s)
         if now is None:
             lost = self.id
             await self._register()

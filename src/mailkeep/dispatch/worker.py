@@ -274,6 +274,7 @@ class AttemptWorkerPool:
                 attempt_status=outcome.status,
                 phase=outcome.phase,
                 rule=outcome.rule,
+                reason=outcome.reason,
                 delivery_status=status,
                 wait_s=decision.wait_s,
             )

@@ -190,7 +190,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     postgres_dsn: Annotated[
         Dsn | None,
         Setting(
-            DSN, "The PostgreSQL database that holds the queue.", unset="an embedded server, in development"
+            DSN,
+            "The PostgreSQL database that holds the queue.",
+            unset="`serve` does not start; `mailkeep dev` brings its own",
         ),
     ] = None
     postgres_pool_size: Annotated[int, Setting(whole(1, 1000), "Connections each process keeps.")] = 8

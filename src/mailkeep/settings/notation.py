@@ -58,6 +58,11 @@ class Dsn(Secret):
     def __str__(self) -> str:
         return _DSN_PASSWORD.sub(lambda hit: f"{hit[1]}:***@" if hit[1] else f"{hit[2]}***", self._text)
 
+    @property
+    def place(self) -> str:
+        """Where it leads, without a user: fit for logs, where whatever looks like an address is masked."""
+        return re.sub(r"//[^/]*@", "//", str(self))
+
 
 class Endpoint(msgspec.Struct, frozen=True):
     """Where to connect or listen: a host with a port, or (Redis only) the path of a Unix socket with port 0."""

@@ -123,10 +123,7 @@ class Pool:
     def _leave_rest(self, lane: _Lane, session: Session) -> None:
         lane.resting.remove(session)
         session.begin()
-        if session.usable:
-            self._spawn(_retire_resting(lane, session))
-        else:
-            session.abort()
+        self._spawn(_retire_resting(lane, session))
 
     async def _renew(self, lane: _Lane, session: Session) -> None:
         """Make `session` fit for the next transaction after one that failed."""

@@ -120,7 +120,8 @@ class Session(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = _NEVER
         self._on_rest_over: Callable[[Session], None] | None = None
-        self._expect((GREETING,))  # it may arrive before anybody waits for it
+        # The greeting may arrive before anybody waits for it, but never in clear where TLS comes first.
+        self._expect(() if hop.tls is TlsMode.IMPLICIT else (GREETING,))
 
     # -- what callers use -------------------------------------------------------------------------------------------
 
@@ -147,7 +148,7 @@ class Session(asyncio.Protocol):
         return self._replies
 
     async def start_tls(self) -> None:
-        """Begin TLS on this connection; whatever was read or offered in clear is forgotten."""
+        """Begin TLS on this connection, if nothing is unread: no byte in clear may pass for one behind the handshake."""
         self._require_silence(Phase.STARTTLS)
         assert self._transport is not None
         assert self._tls is not None
@@ -167,7 +168,6 @@ class Session(asyncio.Protocol):
             raise SessionBrokenError(Phase.TLS, *_failure_of(fault)) from fault
         assert transport is not None
         self._transport = transport
-        self._parser = ReplyParser()
         if self._hop.tls is TlsMode.IMPLICIT:
             self._expect((GREETING,))
         cipher, version, _ = transport.get_extra_info("cipher")
@@ -243,8 +243,6 @@ class Session(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pair what arrived with what was asked."""
-        if self._stray or self._parser.fault:
-            return  # the session is lost already: a flood fills no memory
         now_s = time.monotonic()
         fresh = self._parser.feed(data)
         for reply in fresh:

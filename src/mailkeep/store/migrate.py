@@ -11,6 +11,8 @@ from typing import Final, TypeAlias
 import asyncpg
 import msgspec
 
+from mailkeep.faults import FaultPoint, reach
+
 Connection: TypeAlias = (
     "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 )
@@ -61,6 +63,7 @@ async def migrate(connection: Connection) -> list[Migration]:
             if migration.version not in applied:
                 missing.append(migration)
                 await connection.execute(migration.sql)
+                reach(FaultPoint.MIGRATION)
                 await connection.execute(
                     "INSERT INTO mail.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
                     migration.version,

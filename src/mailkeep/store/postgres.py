@@ -25,6 +25,7 @@ from mailkeep.core.queue import (
     KeyHolder,
     NewDelivery,
 )
+from mailkeep.store.columns import column
 from mailkeep.store.errors import StoreError, StoreRefusedError, StoreUnavailableError, translated
 from mailkeep.store.migrate import Connection, migrate
 from mailkeep.store.queries import query
@@ -268,35 +269,33 @@ def _claim(replica_id: UUID, row: asyncpg.Record) -> Claim:
     )
 
 
-def _accept_arguments(batch: Sequence[NewDelivery]) -> list[list[Any]]:
-    traced = [new for new in batch if new.traceparent]
+def _accept_arguments(batch: Sequence[NewDelivery]) -> list[Any]:
     return [
-        [new.id for new in batch],
-        [new.source for new in batch],
-        [new.delivery_class for new in batch],
-        [new.guarantee for new in batch],
-        [new.status for new in batch],
-        [new.next_hop for new in batch],
-        [new.send_at for new in batch],
-        [new.expires_at for new in batch],
-        [_states_at_birth(new) for new in batch],
-        [new.recipient_domain for new in batch],
-        [new.size_bytes for new in batch],
-        [new.sensitive for new in batch],
-        [new.template_id for new in batch],
-        [new.catalog_version for new in batch],
-        [new.locale for new in batch],
-        [new.idempotency_key for new in batch],
+        column(new.id for new in batch),
+        column(new.source for new in batch),
+        column(new.delivery_class for new in batch),
+        column(new.guarantee for new in batch),
+        column(new.status for new in batch),
+        column(new.next_hop for new in batch),
+        column(new.send_at for new in batch),
+        column(new.expires_at for new in batch),
+        column(_states_at_birth(new) for new in batch),
+        column(new.recipient_domain for new in batch),
+        column(new.size_bytes for new in batch),
+        column(new.sensitive for new in batch),
+        column(new.template_id for new in batch),
+        column(new.catalog_version for new in batch),
+        column(new.locale for new in batch),
+        column(new.idempotency_key for new in batch),
+        column(new.sender for new in batch),
+        column("\n".join(new.recipients) for new in batch),
+        column(new.parent_id for new in batch),
+        column(new.traceparent for new in batch),
         [new.fingerprint for new in batch],
-        [new.sender for new in batch],
-        ["\n".join(new.recipients) for new in batch],
         [new.message for new in batch],
         [new.command for new in batch],
         [new.supersede_hash for new in batch],
-        [new.parent_id for new in batch],
-        [new.id for new in traced],
-        [new.traceparent for new in traced],
-        [new.id for new in batch for _ in new.recipient_hashes],
+        column(new.id for new in batch for _ in new.recipient_hashes),
         [digest for new in batch for digest in new.recipient_hashes],
     ]
 
@@ -306,33 +305,35 @@ def _states_at_birth(new: NewDelivery) -> str:
     return state * len(new.recipients)
 
 
-def _finish_arguments(batch: Sequence[FinishedAttempt]) -> list[list[Any]]:
+def _finish_arguments(batch: Sequence[FinishedAttempt]) -> list[Any]:
     claims = [finished.claim for finished in batch]
     outcomes = [finished.outcome for finished in batch]
     decisions = [finished.decision for finished in batch]
+    rendered = [finished for finished in batch if finished.message is not None]
     return [
-        [claim.replica_id for claim in claims],
-        [claim.id for claim in claims],
-        [claim.token for claim in claims],
-        [decision.status for decision in decisions],
-        [decision.recipient_states for decision in decisions],
-        [decision.wait_s for decision in decisions],
-        [decision.uses_rung for decision in decisions],
-        [decision.dead_letter_cause for decision in decisions],
-        [outcome.status for outcome in outcomes],
-        [outcome.certainty for outcome in outcomes],
-        [outcome.phase for outcome in outcomes],
-        [outcome.severity for outcome in outcomes],
-        [outcome.scope for outcome in outcomes],
-        [outcome.rule for outcome in outcomes],
-        [outcome.code for outcome in outcomes],
-        [outcome.enhanced for outcome in outcomes],
-        [outcome.text for outcome in outcomes],
-        [outcome.duration_ms for outcome in outcomes],
-        [_recipients_json(finished) for finished in batch],
-        [_json(outcome.steps) if outcome.steps else None for outcome in outcomes],
-        [outcome.reason for outcome in outcomes],
-        [finished.message for finished in batch],
+        column(claim.replica_id for claim in claims),
+        column(claim.id for claim in claims),
+        column(claim.token for claim in claims),
+        column(decision.status for decision in decisions),
+        column(decision.recipient_states for decision in decisions),
+        column(decision.wait_s for decision in decisions),
+        column(decision.uses_rung for decision in decisions),
+        column(decision.dead_letter_cause for decision in decisions),
+        column(outcome.status for outcome in outcomes),
+        column(outcome.certainty for outcome in outcomes),
+        column(outcome.phase for outcome in outcomes),
+        column(outcome.severity for outcome in outcomes),
+        column(outcome.scope for outcome in outcomes),
+        column(outcome.rule for outcome in outcomes),
+        column(outcome.code for outcome in outcomes),
+        column(outcome.enhanced for outcome in outcomes),
+        column(outcome.text or None for outcome in outcomes),
+        column(outcome.duration_ms for outcome in outcomes),
+        column(_recipients_json(finished) for finished in batch),
+        column(_json(outcome.steps) if outcome.steps else None for outcome in outcomes),
+        column(outcome.reason for outcome in outcomes),
+        [finished.claim.id for finished in rendered],
+        [finished.message for finished in rendered],
     ]
 
 

@@ -74,6 +74,8 @@ CREATE TABLE mail.deliveries (
 CREATE INDEX deliveries_due ON mail.deliveries (next_hop, class, due_at) WHERE status IN ('queued', 'rendered');
 CREATE INDEX deliveries_expiring ON mail.deliveries (expires_at)
     WHERE status IN ('queued', 'rendered') AND expires_at IS NOT NULL;
+CREATE INDEX deliveries_superseding ON mail.deliveries (supersede_hash)
+    WHERE status IN ('queued', 'rendered') AND supersede_hash IS NOT NULL;
 CREATE INDEX deliveries_claimed ON mail.deliveries (claimed_by) WHERE status = 'sending';
 CREATE INDEX deliveries_held ON mail.deliveries (id) WHERE status = 'held';
 

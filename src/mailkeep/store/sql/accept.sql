@@ -2,17 +2,37 @@
 -- Birth of a delivery: -> rendered | queued (waiting), sending (claimed at birth by $1) or suppressed (stub mode).
 -- A taken key writes nothing and is missing in the answer. Waits on the unique index of idempotency_keys for a
 -- concurrent holder of the same key; callers sort by key, so that two batches cannot deadlock.
+-- Columns of short values come as one text each (see store/columns.py); \x1e stands for NULL.
 WITH input AS (
     SELECT *
-    FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
-                $9::timestamptz[], $10::text[], $11::text[], $12::int[], $13::bool[], $14::text[], $15::text[],
-                $16::text[], $17::text[], $18::bytea[], $19::text[], $20::text[], $21::bytea[], $22::bytea[],
-                $23::bytea[], $24::uuid[])
-        AS t(id, source, class, guarantee, status, next_hop, send_at, expires_at, recipient_states,
-             recipient_domain, size_bytes, sensitive, template_id, catalog_version, locale, key, fingerprint,
-             sender, recipients, message, command, supersede_hash, parent_id)
-), traced AS (
-    SELECT * FROM unnest($25::uuid[], $26::text[]) AS t(id, traceparent)
+    FROM unnest(
+        string_to_array($2, E'\x1f', E'\x1e')::uuid[],
+        string_to_array($3, E'\x1f', E'\x1e'),
+        string_to_array($4, E'\x1f', E'\x1e'),
+        string_to_array($5, E'\x1f', E'\x1e'),
+        string_to_array($6, E'\x1f', E'\x1e'),
+        string_to_array($7, E'\x1f', E'\x1e'),
+        string_to_array($8, E'\x1f', E'\x1e')::timestamptz[],
+        string_to_array($9, E'\x1f', E'\x1e')::timestamptz[],
+        string_to_array($10, E'\x1f', E'\x1e'),
+        string_to_array($11, E'\x1f', E'\x1e'),
+        string_to_array($12, E'\x1f', E'\x1e')::int[],
+        string_to_array($13, E'\x1f', E'\x1e')::bool[],
+        string_to_array($14, E'\x1f', E'\x1e'),
+        string_to_array($15, E'\x1f', E'\x1e'),
+        string_to_array($16, E'\x1f', E'\x1e'),
+        string_to_array($17, E'\x1f', E'\x1e'),
+        string_to_array($18, E'\x1f', E'\x1e'),
+        string_to_array($19, E'\x1f', E'\x1e'),
+        string_to_array($20, E'\x1f', E'\x1e')::uuid[],
+        string_to_array($21, E'\x1f', E'\x1e'),
+        $22::bytea[],
+        $23::bytea[],
+        $24::bytea[],
+        $25::bytea[]
+    ) AS t(id, source, class, guarantee, status, next_hop, send_at, expires_at, recipient_states,
+           recipient_domain, size_bytes, sensitive, template_id, catalog_version, locale, key, sender, recipients,
+           parent_id, traceparent, fingerprint, message, command, supersede_hash)
 ), reserved AS (
     INSERT INTO mail.idempotency_keys (source, key, fingerprint, delivery_id, first_status)
     SELECT source, key, fingerprint, id, status FROM input
@@ -32,11 +52,22 @@ WITH input AS (
            CASE WHEN status = 'sending' THEN mail.now() END,
            recipient_states, recipient_domain, size_bytes, sensitive, template_id, catalog_version, locale,
            supersede_hash, parent_id, traceparent
-    FROM input JOIN reserved USING (id) LEFT JOIN traced USING (id)
+    FROM input JOIN reserved USING (id)
+), superseded AS (
+    -- waiting -> cancelled: an older one of the same supersede key that is not sent yet (index deliveries_superseding).
+    UPDATE mail.deliveries old
+    SET status = 'cancelled', finished_at = mail.now(), due_at = NULL, last_reason = 'superseded by a newer one',
+        last_rule = 'superseded'
+    FROM input i JOIN reserved USING (id)
+    WHERE i.supersede_hash IS NOT NULL AND old.supersede_hash = i.supersede_hash
+      AND old.status IN ('queued', 'rendered') AND old.id <> i.id
+    RETURNING old.id, old.sensitive
+), erased AS (
+    DELETE FROM mail.payloads p USING superseded s WHERE p.delivery_id = s.id AND s.sensitive
 ), addressed AS (
     INSERT INTO mail.recipients (address_hash, delivery_id)
     SELECT address_hash, id
-    FROM unnest($27::uuid[], $28::bytea[]) AS t(id, address_hash) JOIN reserved USING (id)
+    FROM unnest(string_to_array($26, E'\x1f')::uuid[], $27::bytea[]) AS t(id, address_hash) JOIN reserved USING (id)
     ON CONFLICT DO NOTHING
 ), kept AS (
     -- A sensitive delivery that ends at birth (stub mode) leaves nothing at rest.

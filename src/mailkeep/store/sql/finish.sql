@@ -1,13 +1,36 @@
 -- Record a batch of finished attempts and move their deliveries on, in one commit.
 -- sending -> what the caller decided; -> expired where the wait would end past expires_at. Each row is fenced by
 -- (replica, claim token): a claim that was lost changes nothing and is missing in the answer.
+-- Columns come as one text each (see store/columns.py); \x1e stands for NULL.
 WITH input AS (
     SELECT *
-    FROM unnest($1::uuid[], $2::uuid[], $3::int[], $4::text[], $5::text[], $6::float8[], $7::bool[], $8::text[], $9::text[],
-                $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::smallint[], $16::text[],
-                $17::text[], $18::float8[], $19::jsonb[], $20::jsonb[], $21::text[], $22::bytea[])
-        AS t(replica_id, id, claim_token, status, recipient_states, wait_s, uses_rung, cause, attempt_status, certainty,
-             phase, severity, scope, rule, code, enhanced, reply, duration_ms, recipients, steps, reason, message)
+    FROM unnest(
+        string_to_array($1, E'\x1f', E'\x1e')::uuid[],
+        string_to_array($2, E'\x1f', E'\x1e')::uuid[],
+        string_to_array($3, E'\x1f', E'\x1e')::int[],
+        string_to_array($4, E'\x1f', E'\x1e'),
+        string_to_array($5, E'\x1f', E'\x1e'),
+        string_to_array($6, E'\x1f', E'\x1e')::float8[],
+        string_to_array($7, E'\x1f', E'\x1e')::bool[],
+        string_to_array($8, E'\x1f', E'\x1e'),
+        string_to_array($9, E'\x1f', E'\x1e'),
+        string_to_array($10, E'\x1f', E'\x1e'),
+        string_to_array($11, E'\x1f', E'\x1e'),
+        string_to_array($12, E'\x1f', E'\x1e'),
+        string_to_array($13, E'\x1f', E'\x1e'),
+        string_to_array($14, E'\x1f', E'\x1e'),
+        string_to_array($15, E'\x1f', E'\x1e')::smallint[],
+        string_to_array($16, E'\x1f', E'\x1e'),
+        string_to_array($17, E'\x1f', E'\x1e'),
+        string_to_array($18, E'\x1f', E'\x1e')::float8[],
+        string_to_array($19, E'\x1f', E'\x1e')::jsonb[],
+        string_to_array($20, E'\x1f', E'\x1e')::jsonb[],
+        string_to_array($21, E'\x1f', E'\x1e')
+    ) AS t(replica_id, id, claim_token, status, recipient_states, wait_s, uses_rung, cause, attempt_status,
+           certainty, phase, severity, scope, rule, code, enhanced, reply, duration_ms,
+           recipients, steps, reason)
+), rendered AS (
+    SELECT * FROM unnest($22::uuid[], $23::bytea[]) AS t(id, message)
 ), moved AS (
     UPDATE mail.deliveries d
     SET status = CASE WHEN i.status = 'rendered' AND d.expires_at <= mail.now() + i.wait_s * interval '1 second'
@@ -44,8 +67,8 @@ WITH input AS (
 ), fixed AS (
     -- A delivery that was still to be rendered: its bytes are fixed now.
     UPDATE mail.payloads p SET message = i.message, command = NULL
-    FROM moved m JOIN input i USING (id)
-    WHERE p.delivery_id = m.id AND i.message IS NOT NULL
+    FROM moved m JOIN rendered i USING (id)
+    WHERE p.delivery_id = m.id
       AND NOT (m.sensitive AND m.status NOT IN ('rendered', 'held'))
 ), erased AS (
     DELETE FROM mail.payloads p USING moved m

@@ -1,5 +1,6 @@
--- Seconds until the next waiting row of one of the next hops in $1 is due (at most $2); NULL when none waits.
-SELECT extract(epoch FROM least(min(d.due_at), mail.now() + $2::float8 * interval '1 second') - mail.now())::float8
+-- Seconds until the next waiting row of one of the (next hop, class) pairs in $1, $3 is due, at most $2; NULL: none waits.
+SELECT least(extract(epoch FROM min(d.due_at) - mail.now())::float8,
+             CASE WHEN min(d.due_at) IS NOT NULL THEN $2::float8 END)
 FROM unnest($1::text[], $3::text[]) AS w(next_hop, class)
 CROSS JOIN LATERAL (
     SELECT due_at FROM mail.deliveries
