@@ -1,37 +1,40 @@
-"""The load client: hands mail to a peer over HTTP or SMTP and notes when each hand-over began and was answered.
+"""The load client: hands mail to a peer and notes when each hand-over began and was accepted.
 
-A process of its own on raw asyncio protocols, with every request built before the clock starts, so that it takes
-little of the CPU that is being measured and about the same for both peers. A connection is used again for each
-message and never has two in flight. Any answer but acceptance ends the bench: a benchmark of refusals says nothing.
+A process of its own, with every request built before the clock starts, so that it takes little of the CPU that is being
+measured and about the same for every peer. Over HTTP, SMTP and SQL a message is accepted when that is answered; in the
+stream it is when Mailkeep acknowledged it, which is looked up every few milliseconds.
 """
 
-import abc
 import asyncio
 import itertools
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Any, Final, Self
 
 import msgspec
 import uvloop
+from redis.asyncio import Redis
 
+from bench.clients import Client, acknowledged, connect
 from bench.errors import BenchError
-from bench.mail import Exchange, Message, build
+from bench.mail import Message, build
 from bench.peer import Intake
 
-HTTP_ACCEPTED: Final = b"HTTP/1.1 202 "
-MAX_ANSWER_CHARS: Final = 400  # of a refusal, in the error
+LOOK_S: Final = 0.02  # between looks at what was acknowledged
+MAX_AHEAD: Final = 10_000  # messages handed over and not accepted: adding must not crowd out what is measured
+CONNECTIONS: Final = {Intake.STREAM: 1, Intake.SQL: 4}  # else what the plan says
+GROUP: Final = {Intake.STREAM: 100, Intake.SQL: 100}  # messages of one hand-over: a pipeline, a transaction
 
 
 class LoadOrder(msgspec.Struct, frozen=True):
-    """What to send: `tokens` over `connections`, as fast as they are answered or one every `pause_s`."""
+    """What to send: `tokens` over `connections`, as fast as they are accepted or one every `pause_s`."""
 
     intake: Intake
-    port: int
+    way: str
     tokens: range
     connections: int
     pause_s: float = 0.0
@@ -43,104 +46,10 @@ class Handover(msgspec.Struct, frozen=True):
     started_ns: dict[int, int]
     accepted_ns: dict[int, int]
 
-
-class Client(asyncio.Protocol, abc.ABC):
-    """One connection. What differs between protocols is how an answer is cut off the buffer and judged."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._awaited = 0
-        self._answered: asyncio.Future[None]
-        self._transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Be ready for a greeting."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
-        self._answered = asyncio.get_running_loop().create_future()
-
-    def data_received(self, data: bytes) -> None:
-        """Judge each whole answer; at the last that is awaited wake `hand_over`."""
-        self._buffer += data
-        while (answer := self._next_answer()) is not None:
-            self._awaited -= 1
-            if not self._accepts(answer):
-                text = answer[:MAX_ANSWER_CHARS].decode(errors="replace")
-                self._fail(BenchError(f"the peer refused a message: {text}"))
-        if self._awaited == 0 and not self._answered.done():
-            self._answered.set_result(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Fail who waits: a peer has no reason to hang up on a client that sends."""
-        self._fail(BenchError(f"the peer closed the connection: {exc or 'end of stream'}"))
-
-    def close(self) -> None:
-        """Hang up."""
-        self._transport.close()
-
-    async def open(self) -> None:
-        """Do what the protocol wants before the first message."""
-
-    async def hand_over(self, message: Message) -> None:
-        """Give one message to the peer. Raises `BenchError` unless every answer is acceptance."""
-        for exchange in message:
-            self._awaited = exchange.answers
-            self._answered = asyncio.get_running_loop().create_future()
-            self._transport.write(exchange.data)
-            await self._answered
-
-    def _fail(self, fault: BenchError) -> None:
-        if not self._answered.done():
-            self._answered.set_exception(fault)
-
-    @abc.abstractmethod
-    def _next_answer(self) -> bytes | None: ...
-
-    @abc.abstractmethod
-    def _accepts(self, answer: bytes) -> bool: ...
-
-
-class HttpClient(Client):
-    """HTTP/1.1 keep-alive; understands answers with a Content-Length, which is all it will get."""
-
-    def _next_answer(self) -> bytes | None:
-        head_end = self._buffer.find(b"\r\n\r\n")
-        if head_end < 0:
-            return None
-        head = bytes(self._buffer[:head_end]).lower()
-        length = int(head.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-        end = head_end + 4 + length
-        if len(self._buffer) < end:
-            return None
-        answer = bytes(self._buffer[:end])
-        del self._buffer[:end]
-        return answer
-
-    def _accepts(self, answer: bytes) -> bool:
-        return answer.startswith(HTTP_ACCEPTED)
-
-
-class SmtpClient(Client):
-    """SMTP as a well-behaved bulk sender speaks it: EHLO once, PIPELINING, one connection for all its mail."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._awaited = 1  # the greeting
-
-    async def open(self) -> None:
-        """Await the greeting, say EHLO."""
-        await self._answered
-        await self.hand_over((Exchange(b"EHLO load.bench.sinkhole.test\r\n"),))
-
-    def _next_answer(self) -> bytes | None:
-        while (end := self._buffer.find(b"\r\n")) >= 0:
-            line = bytes(self._buffer[:end])
-            del self._buffer[: end + 2]
-            if line[3:4] != b"-":  # only the last line of a reply counts
-                return line
-        return None
-
-    def _accepts(self, answer: bytes) -> bool:
-        return answer[:1] in {b"2", b"3"}
+    @property
+    def ahead(self) -> int:
+        """How many were offered and are not accepted yet."""
+        return len(self.started_ns) - len(self.accepted_ns)
 
 
 class Load:
@@ -194,28 +103,45 @@ def _run(order: LoadOrder, pipe: Connection) -> None:
 
 
 async def _carry_out(order: LoadOrder, messages: list[Message]) -> Handover:
-    loop = asyncio.get_running_loop()
-    kind: Callable[[], Client] = SmtpClient if order.intake is Intake.SMTP else HttpClient
-    clients = [
-        (await loop.create_connection(kind, "127.0.0.1", order.port))[1] for _ in range(order.connections)
-    ]
-    for client in clients:
-        await client.open()
+    connections = CONNECTIONS.get(order.intake, order.connections)
+    clients = [await connect(order.intake, order.way) for _ in range(connections)]
     handover = Handover({}, {})
-    begin_s = loop.time()
+    begin_s = asyncio.get_running_loop().time()
     due_s = (begin_s + place * order.pause_s for place in itertools.count())
     queue = zip(due_s, order.tokens, messages, strict=False)
-    await asyncio.gather(*(_send(client, queue, handover) for client in clients))
+    sending = [_send(client, queue, order, handover) for client in clients]
+    if order.intake is Intake.STREAM:
+        redis = Redis(unix_socket_path=order.way)
+        sending.append(_note_acknowledged(redis, await acknowledged(redis), order.tokens, handover))
+    await asyncio.gather(*sending)
     for client in clients:
         client.close()
     return handover
 
 
-async def _send(client: Client, queue: Iterator[tuple[float, int, Message]], handover: Handover) -> None:
+async def _send(
+    client: Client, queue: Iterator[tuple[float, int, Message]], order: LoadOrder, handover: Handover
+) -> None:
     loop = asyncio.get_running_loop()
-    for due_s, token, message in queue:
+    size = 1 if order.pause_s else GROUP.get(order.intake, 1)
+    while group := list(itertools.islice(queue, size)):
+        due_s = group[0][0]
         if due_s > loop.time():
             await asyncio.sleep(due_s - loop.time())
-        handover.started_ns[token] = time.monotonic_ns()
-        await client.hand_over(message)
-        handover.accepted_ns[token] = time.monotonic_ns()
+        while handover.ahead > MAX_AHEAD:  # noqa: ASYNC110 - what the peer acknowledged can only be looked up
+            await asyncio.sleep(LOOK_S)
+        tokens = [token for _, token, _ in group]
+        handover.started_ns.update(dict.fromkeys(tokens, time.monotonic_ns()))
+        await client.hand_over([message for _, _, message in group])
+        if order.intake is not Intake.STREAM:
+            handover.accepted_ns.update(dict.fromkeys(tokens, time.monotonic_ns()))
+
+
+async def _note_acknowledged(redis: Any, before: int, tokens: range, handover: Handover) -> None:
+    """Note tokens as accepted, in their order, as acknowledged entries get more than they were `before`."""
+    waiting = iter(tokens)
+    while len(handover.accepted_ns) < len(tokens):
+        fresh = await acknowledged(redis) - before - len(handover.accepted_ns)
+        handover.accepted_ns.update(dict.fromkeys(itertools.islice(waiting, fresh), time.monotonic_ns()))
+        await asyncio.sleep(LOOK_S)
+    await redis.aclose()

@@ -6,17 +6,20 @@ compression nor a cache makes them smaller than real mail. Everything is built t
 
 import random
 import re
+import time
 import uuid
 from string import ascii_lowercase
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from bench.peer import Intake
+from mailkeep.core.ids import new_id
 
 DISTINCT_TEXTS: Final = 64  # few enough to build at once; nothing in between compresses across messages
 SENDER: Final = "bench@bench.sinkhole.test"
 TOKEN: Final = re.compile(rb"<tok-(\d+)@")
+STREAM: Final = "mail:delivery_commands"
 ORDER_CONFIRMATION: Final = {
     "template_id": "order-confirmation",
     "locale": "en",
@@ -48,27 +51,70 @@ Message = tuple[Exchange, ...]
 def build(intake: Intake, tokens: range) -> list[Message]:
     """Return one message for each token, ready for `intake`."""
     texts = _texts()
-    make = _smtp_transaction if intake is Intake.SMTP else _http_request
-    return [make(intake, token, texts[token % DISTINCT_TEXTS]) for token in tokens]
+    make = {
+        Intake.HTTP_RENDERED: _http_delivery,
+        Intake.HTTP_TEMPLATE: _http_template,
+        Intake.LOGIN_CODE: _http_login_code,
+        Intake.STREAM: _stream_entry,
+        Intake.SQL: _sql_command,
+        Intake.SMTP: _smtp_transaction,
+    }[intake]
+    return [make(token, texts[token % DISTINCT_TEXTS]) for token in tokens]
 
 
-def _http_request(intake: Intake, token: int, text: str) -> Message:
-    """One `POST /api/v1/internal/deliveries` with a key of its own."""
-    if intake is Intake.HTTP_TEMPLATE:
-        mode, content = "template", ORDER_CONFIRMATION
-    else:
-        mode, content = "rendered", {"subject": _subject(token), "text": text}
-    body = msgspec.json.encode(
-        {"source": "api", "payload_mode": mode, "payload": {"to": [_recipient(token)], **content}}
+def _http_delivery(token: int, text: str) -> Message:
+    return _http_request("deliveries", _command(token, text))
+
+
+def _http_template(token: int, _: str) -> Message:
+    payload = {"to": [_recipient(token)], **ORDER_CONFIRMATION}
+    return _http_request("deliveries", {"source": "api", "payload_mode": "template", "payload": payload})
+
+
+def _http_login_code(token: int, _: str) -> Message:
+    return _http_request(
+        "login-code-deliveries", {"email": _recipient(token), "code": "492817", "locale": "en"}
     )
+
+
+def _http_request(call: str, content: dict[str, Any]) -> Message:
+    """One POST with a key of its own."""
+    body = msgspec.json.encode(content)
     head = (
-        "POST /api/v1/internal/deliveries HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"POST /api/v1/internal/{call} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Idempotency-Key: {uuid.uuid4()}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return (Exchange(head.encode() + body),)
 
 
-def _smtp_transaction(_: Intake, token: int, text: str) -> Message:
+def _stream_entry(token: int, text: str) -> Message:
+    """One XADD in Redis's protocol (RESP)."""
+    command = _command(token, text)
+    fields = {
+        "delivery_id": str(new_id(time.time())),
+        "source": "notification",
+        "payload_mode": command["payload_mode"],
+        "idempotency_key": str(uuid.uuid4()),
+        "requested_at_ms": str(time.time_ns() // 1_000_000),
+        "payload_json": msgspec.json.encode(command["payload"]).decode(),
+    }
+    words = ["XADD", STREAM, "*", *(word for field in fields.items() for word in field)]
+    bulks = "".join(f"${len(word)}\r\n{word}\r\n" for word in words)  # all of it is ASCII
+    return (Exchange(f"*{len(words)}\r\n{bulks}".encode("ascii")),)
+
+
+def _sql_command(token: int, text: str) -> Message:
+    """One argument of `mail.enqueue`, with a key of its own."""
+    command = _command(token, text) | {"source": "sql", "idempotency_key": str(uuid.uuid4())}
+    return (Exchange(msgspec.json.encode(command)),)
+
+
+def _command(token: int, text: str) -> dict[str, Any]:
+    payload = {"to": [_recipient(token)], "subject": _subject(token), "text": text}
+    return {"source": "api", "payload_mode": "rendered", "payload": payload}
+
+
+def _smtp_transaction(token: int, text: str) -> Message:
     """One mail transaction: all commands in one write (RFC 2920), then the message and its dot."""
     to = _recipient(token)
     envelope = f"MAIL FROM:<{SENDER}>\r\nRCPT TO:<{to}>\r\nDATA\r\n"

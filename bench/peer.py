@@ -1,9 +1,14 @@
-"""A peer: a mail service that runs, takes mail on a loopback port and hands it to the sink."""
+"""A peer: a mail service that runs, takes mail on this machine and hands it to the sink."""
 
 import socket
+from collections.abc import Callable
 from enum import StrEnum
+from typing import Final
 
 import msgspec
+
+SERVICE: Final = "service"
+"""The root of `Peer.roots` that is the service itself, where databases beside it have roots of their own."""
 
 
 class Intake(StrEnum):
@@ -11,17 +16,26 @@ class Intake(StrEnum):
 
     HTTP_RENDERED = "HTTP, rendered"
     HTTP_TEMPLATE = "HTTP, template"
+    LOGIN_CODE = "HTTP, login code"
+    STREAM = "Redis Stream"
+    SQL = "SQL"
     SMTP = "SMTP"
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """One running peer. `roots` are the process ids whose trees are all of it; `facts` go into the report."""
+    """One running peer.
+
+    `ways` says where each intake is reached: a port of 127.0.0.1, Redis's socket or PostgreSQL's DSN. `roots` are the
+    process ids whose trees are its parts, and together all of it; `facts` go into the report. `count_parked` counts what a
+    peer keeps that sends nothing; None: it sends to the sink.
+    """
 
     name: str
     intake: Intake
-    port: int
-    roots: tuple[int, ...]
+    ways: dict[Intake, str]
+    roots: dict[str, int]
     facts: dict[str, str]
+    count_parked: Callable[[], int] | None = None
 
 
 def free_port() -> int:

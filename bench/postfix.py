@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.errors import BenchError
-from bench.peer import Intake, Peer, free_port
+from bench.peer import SERVICE, Intake, Peer, free_port
 
 PROGRAM: Final = Path("/usr/sbin/postfix")
 COMMAND_TIMEOUT_S: Final = (
@@ -98,7 +98,8 @@ def postfix(folder: Path, sink_port: int) -> Iterator[Peer]:
     try:
         _run(PROGRAM, "-c", config, "start")
         facts = {"Postfix": _run(PROGRAM.with_name("postconf"), "-c", config, "-h", "mail_version")}
-        yield Peer("Postfix", Intake.SMTP, port, (int(pid_file.read_text()),), facts)
+        roots = {SERVICE: int(pid_file.read_text())}
+        yield Peer("Postfix", Intake.SMTP, {Intake.SMTP: str(port)}, roots, facts)
     finally:
         if pid_file.exists():
             _run(PROGRAM, "-c", config, "stop")

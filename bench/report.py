@@ -1,4 +1,4 @@
-"""What the runs say together: min, median and max of each figure, and Mailkeep's median over Postfix's."""
+"""What the runs say together: min, median and max of each figure, and its median over that of the table's base."""
 
 import statistics
 from typing import Final
@@ -13,19 +13,27 @@ LABELS: Final = {
     "accepted_per_s": "accepted/s",
     "delivered_per_s": "delivered/s",
     "cpu_s_per_1000": "CPU-s per 1,000",
+    "service_cpu_s_per_1000": "… of the service",
+    "postgres_cpu_s_per_1000": "… of PostgreSQL",
+    "redis_cpu_s_per_1000": "… of Redis",
+    "accepted_per_service_cpu_s": "accepted per CPU-s of the service",
     "peak_memory_mb": "peak memory (PSS), MB",
+    "service_memory_before_mb": "memory of the service before, MB",
+    "service_memory_peak_mb": "… peak",
+    "service_memory_after_mb": "… after",
     "request_to_hop_p50_ms": "request to hop, p50 ms",
     "request_to_hop_p99_ms": "request to hop, p99 ms",
     "accept_to_hop_p50_ms": "acceptance to hop, p50 ms",
     "accept_to_hop_p99_ms": "acceptance to hop, p99 ms",
+    "flood_accepted_per_s": "accepted/s of the flood",
+    "flood_delivered_per_s": "delivered/s of the flood",
     "lost": "lost",
     "duplicated": "duplicated",
     "message_bytes": "bytes a message at the hop",
     "elsewhere_cores": "cores busy elsewhere",
 }
-"""What each figure is called; the four to the next hop are at 10 a second, the last is kernel and other programs."""
-RATIOS: Final = tuple(LABELS)[:8]
-"""Figures of which a ratio means something."""
+"""What each figure is called; the four to the hop are at 10 a second, the last is kernel and other programs."""
+NO_RATIO: Final = frozenset({"lost", "duplicated", "message_bytes", "elsewhere_cores"})
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -36,56 +44,102 @@ class Spread(msgspec.Struct, frozen=True):
     max: float
 
 
-class Report(msgspec.Struct, frozen=True):
-    """All of it, as `--json` writes it. `runs` and `summary` go by peer; `ratios` are medians over the median of `base`."""
+class Comparison(msgspec.Struct, frozen=True):
+    """One table, by column; `ratios` are medians over the median of `base`."""
 
-    facts: dict[str, str]
     runs: dict[str, list[Figures]]
     summary: dict[str, dict[str, Spread]]
     base: str
     ratios: dict[str, dict[str, float]]
 
 
-def summarise(facts: dict[str, str], runs: dict[str, list[Figures]]) -> Report:
-    """Put the runs together; the first peer is the base of the ratios."""
-    summary = {peer: _spreads(figures) for peer, figures in runs.items()}
+class Report(msgspec.Struct, frozen=True):
+    """All of it, as `--json` writes it."""
+
+    facts: dict[str, str]
+    tables: dict[str, Comparison]
+
+    @property
+    def lost(self) -> int:
+        """How many messages were accepted and never came, in all runs."""
+        return sum(run.lost for table in self.tables.values() for runs in table.runs.values() for run in runs)
+
+
+def compare(runs: dict[str, list[Figures]]) -> Comparison:
+    """Put the runs of one table together; the first column is the base of the ratios."""
+    summary = {column: _spreads(figures) for column, figures in runs.items()}
     base, *others = summary
     ratios = {
-        peer: {name: summary[peer][name].median / summary[base][name].median for name in RATIOS}
-        for peer in others
+        column: {
+            name: spread.median / summary[base][name].median
+            for name, spread in summary[column].items()
+            if name not in NO_RATIO and name in summary[base] and summary[base][name].median
+        }
+        for column in others
     }
-    return Report(facts, runs, summary, base, ratios)
+    return Comparison(runs, summary, base, ratios)
 
 
 def _spreads(runs: list[Figures]) -> dict[str, Spread]:
     columns = {name: [getattr(figures, name) for figures in runs] for name in LABELS}
     return {
-        name: Spread(min(values), statistics.median(values), max(values)) for name, values in columns.items()
+        name: Spread(min(values), statistics.median(values), max(values))
+        for name, values in columns.items()
+        if None not in values
     }
+
+
+def in_brief(figures: Figures) -> str:
+    """Return one line about a run."""
+    shown = (
+        "accepted_per_s",
+        "delivered_per_s",
+        "cpu_s_per_1000",
+        "request_to_hop_p50_ms",
+        "request_to_hop_p99_ms",
+    )
+    values = {LABELS[name]: getattr(figures, name) for name in shown}
+    return ", ".join(f"{label} {_number(value)}" for label, value in values.items() if value is not None)
 
 
 def show(report: Report, console: Console) -> None:
     """Print the report."""
     for name, fact in report.facts.items():
         console.print(f"{name}: {fact}", highlight=False, markup=False)
-    rounds = len(report.runs[report.base])
-    table = Table(caption=f"median, and min to max, of {rounds} runs each; ratios are of the medians")
+    for title, comparison in report.tables.items():
+        console.print(_table(title, comparison))
+
+
+def _table(title: str, comparison: Comparison) -> Table:
+    rounds = len(comparison.runs[comparison.base])
+    table = Table(
+        title=title,
+        caption=f"median (x times that of {comparison.base}) and min to max of {rounds} runs",
+    )
     table.add_column("", no_wrap=True)
-    for heading in (*report.summary, *(f"{peer} : {report.base}" for peer in report.ratios)):
-        table.add_column(heading, justify="right")
+    for column in comparison.summary:
+        table.add_column(column, justify="right")
     for name, label in LABELS.items():
-        cells = [_cell(spreads[name]) for spreads in report.summary.values()]
-        cells += [f"{ratios[name]:.2f}" if name in ratios else "" for ratios in report.ratios.values()]
-        table.add_row(label, *cells)
-    console.print(table)
+        cells = [
+            _cell(spreads.get(name), comparison.ratios.get(column, {}).get(name))
+            for column, spreads in comparison.summary.items()
+        ]
+        if any(cells):
+            table.add_row(label, *cells)
+    return table
 
 
-def _cell(spread: Spread) -> str:
-    if spread.min == spread.max:
-        return _number(spread.median)
-    return f"{_number(spread.median)}\n[dim]{_number(spread.min)}-{_number(spread.max)}[/dim]"
+def _cell(spread: Spread | None, ratio: float | None) -> str:
+    if spread is None:
+        return ""
+    cell = _number(spread.median)
+    if ratio is not None:
+        cell += f" [dim]({ratio:.2f}x)[/dim]"
+    if spread.min != spread.max:
+        cell += f"\n[dim]{_number(spread.min)}-{_number(spread.max)}[/dim]"
+    return cell
 
 
 def _number(value: float) -> str:
     """Write `value` with the three digits that mean something."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

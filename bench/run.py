@@ -7,19 +7,18 @@ and memory from the operating system.
 import os
 import statistics
 import time
-from typing import Final
+from typing import Final, Protocol, TypedDict
 
 import msgspec
 import psutil
 
 from bench.errors import BenchError
 from bench.load import Handover, Load, LoadOrder
-from bench.peer import Peer
+from bench.peer import SERVICE, Intake, Peer
 from bench.sink import Arrivals, Sink
 from bench.usage import cpu_s, memory_bytes
 
-SAMPLE_S: Final = 1.0  # between looks at memory; more often would cost what is being measured
-LOOK_S: Final = 0.05  # between looks at the sink while the queue drains
+SAMPLE_S: Final = 1.0  # between looks at memory and sink; more often would cost what is being measured
 STALL_S: Final = 60.0  # without an arrival: what is missing then is lost
 SETTLE_S: Final = 1.0  # what follows the last arrival (records, removals) is part of its cost
 LOAD_TIMEOUT_S: Final = 3600.0  # 20,000 messages at 6 a second
@@ -45,125 +44,198 @@ class Plan(msgspec.Struct, frozen=True):
         return range(self.warm.stop, self.warm.stop + self.quiet_messages)
 
     @property
-    def flood(self) -> range:
+    def bulk(self) -> range:
         """Tokens sent as fast as they are accepted."""
         return range(self.quiet.stop, self.quiet.stop + self.messages)
 
 
-class Figures(msgspec.Struct, frozen=True):
-    """What one run showed."""
+class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one run showed; None is what it can't show."""
 
-    accepted_per_s: float
-    delivered_per_s: float
-    cpu_s_per_1000: float
-    peak_memory_mb: float
+    accepted_per_s: float | None = None
+    delivered_per_s: float | None = None
+    cpu_s_per_1000: float | None = None
+    service_cpu_s_per_1000: float | None = None
+    postgres_cpu_s_per_1000: float | None = None
+    redis_cpu_s_per_1000: float | None = None
+    accepted_per_service_cpu_s: float | None = None
+    peak_memory_mb: float | None = None
+    service_memory_before_mb: float | None = None
+    service_memory_peak_mb: float | None = None
+    service_memory_after_mb: float | None = None
+    request_to_hop_p50_ms: float | None = None
+    request_to_hop_p99_ms: float | None = None
+    accept_to_hop_p50_ms: float | None = None
+    accept_to_hop_p99_ms: float | None = None
+    flood_accepted_per_s: float | None = None
+    flood_delivered_per_s: float | None = None
+    lost: int
+    duplicated: int
+    message_bytes: float | None = None
+    elsewhere_cores: float
+
+
+class Waits(TypedDict, total=False):
+    """The figures that single messages give."""
+
     request_to_hop_p50_ms: float
     request_to_hop_p99_ms: float
     accept_to_hop_p50_ms: float
     accept_to_hop_p99_ms: float
-    lost: int
-    duplicated: int
-    message_bytes: float
-    elsewhere_cores: float
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What the flood took of the machine; `elsewhere_s` is CPU that was neither the peer's nor the bench's."""
+    """What a phase took of the machine; `elsewhere_s` is CPU that was neither the peer's nor the bench's.
 
-    cpu_s: float
+    `memory_bytes` are samples of the whole peer, `service_bytes` of the service alone, the first before the phase.
+    """
+
+    cpu_s: dict[str, float]
     elsewhere_s: float
     wall_s: float
-    peak_memory_bytes: int
+    memory_bytes: list[int]
+    service_bytes: list[int]
+
+
+class Meter:
+    """Measures the cost of a phase of `peer` from its construction on."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._memory: list[int] = []
+        self._service: list[int] = []
+        self._begin = self._read()
+        self.sample()
+
+    def sample(self) -> None:
+        """Look at the memory."""
+        self._memory.append(memory_bytes(self._peer.roots.values()))
+        self._service.append(memory_bytes([self._peer.roots[SERVICE]]))
+
+    def cost(self) -> Cost:
+        """Return what the phase took until now."""
+        self.sample()
+        (begin_s, begin_elsewhere_s, begin_cpu_s), (end_s, elsewhere_s, spent_s) = self._begin, self._read()
+        return Cost(
+            cpu_s={part: spent_s[part] - begin_cpu_s[part] for part in spent_s},
+            elsewhere_s=elsewhere_s - begin_elsewhere_s,
+            wall_s=end_s - begin_s,
+            memory_bytes=self._memory,
+            service_bytes=self._service,
+        )
+
+    def _read(self) -> tuple[float, float, dict[str, float]]:
+        """Return the time, the CPU seconds the machine spent on anything but peer and bench, and those of each part."""
+        times = psutil.cpu_times()
+        busy_s = sum(times) - times.idle - getattr(times, "iowait", 0.0)
+        elsewhere_s = busy_s - cpu_s({os.getpid(), *self._peer.roots.values()})
+        return time.monotonic(), elsewhere_s, {part: cpu_s([pid]) for part, pid in self._peer.roots.items()}
+
+
+class Observed(Protocol):
+    """What was seen while a peer ran, waiting to be put together with what the sink got in all."""
+
+    def figures(self, arrivals: Arrivals) -> dict[str, Figures]:
+        """Return figures by column. Raises `BenchError` if they would not be honest."""
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """What was seen of a peer while it ran."""
+    """What was seen of one peer. `parked` is how many messages it keeps, if it sends nothing."""
 
-    quiet: Handover
-    flood: Handover
+    name: str
+    intake: Intake
+    plan: Plan
+    quiet: Handover | None
+    bulk: Handover
     cost: Cost
+    parked: int | None
+
+    def figures(self, arrivals: Arrivals) -> dict[str, Figures]:
+        """Return the one column that a peer has."""
+        total = self.plan.warm_messages + self.plan.messages + (self.plan.quiet_messages if self.quiet else 0)
+        arrived = len(arrivals.at_ns) if self.parked is None else self.parked
+        if arrived < total / 2:
+            raise BenchError(f"{total - arrived} of {total} accepted messages never came; that is no speed")
+        cost, first_ns = self.cost, min(self.bulk.started_ns.values())
+        arrived_ns = [at_ns for token, at_ns in arrivals.at_ns.items() if token in self.plan.bulk]
+        per_1000 = {part: spent_s / self.plan.messages * 1000 for part, spent_s in cost.cpu_s.items()}
+        by_part = per_1000 if len(per_1000) > 1 else {}
+        figures = Figures(
+            **waits(self.quiet, arrivals, acceptance=self.intake is not Intake.STREAM) if self.quiet else {},
+            accepted_per_s=self.plan.messages / (max(self.bulk.accepted_ns.values()) - first_ns) * 1e9,
+            delivered_per_s=len(arrived_ns) / (max(arrived_ns) - first_ns) * 1e9 if arrived_ns else None,
+            cpu_s_per_1000=sum(per_1000.values()),
+            service_cpu_s_per_1000=by_part.get(SERVICE),
+            postgres_cpu_s_per_1000=by_part.get("PostgreSQL"),
+            redis_cpu_s_per_1000=by_part.get("Redis"),
+            accepted_per_service_cpu_s=1000 / by_part[SERVICE] if by_part else None,
+            peak_memory_mb=max(cost.memory_bytes) / 1e6,
+            service_memory_before_mb=cost.service_bytes[0] / 1e6,
+            service_memory_peak_mb=max(cost.service_bytes) / 1e6,
+            service_memory_after_mb=cost.service_bytes[-1] / 1e6,
+            lost=total - arrived,
+            duplicated=arrivals.duplicates,
+            message_bytes=arrivals.content_bytes / (arrived + arrivals.duplicates) if arrived_ns else None,
+            elsewhere_cores=cost.elsewhere_s / cost.wall_s,
+        )
+        return {self.name: figures}
 
 
 def observe(peer: Peer, sink: Sink, plan: Plan) -> Observation:
     """Carry `plan` out on a running peer. What arrived stays in the sink, to be taken when the peer has stopped."""
-    _send(peer, sink, plan, plan.warm)
-    quiet, _ = _send(peer, sink, plan, plan.quiet, pause_s=plan.quiet_pause_s)
-    flood, cost = _send(peer, sink, plan, plan.flood)
-    return Observation(quiet, flood, cost)
+    send(peer, sink, _order(peer, plan, plan.warm))
+    sends = peer.count_parked is None
+    quiet = send(peer, sink, _order(peer, plan, plan.quiet, plan.quiet_pause_s))[0] if sends else None
+    bulk, cost = send(peer, sink, _order(peer, plan, plan.bulk))
+    parked = peer.count_parked() if peer.count_parked else None
+    return Observation(peer.name, peer.intake, plan, quiet, bulk, cost, parked)
 
 
-def _send(
-    peer: Peer, sink: Sink, plan: Plan, tokens: range, *, pause_s: float = 0.0
-) -> tuple[Handover, Cost]:
-    """Hand `tokens` over and wait until all have arrived or no more come."""
-    order = LoadOrder(peer.intake, peer.port, tokens, plan.connections, pause_s)
+def _order(peer: Peer, plan: Plan, tokens: range, pause_s: float = 0.0) -> LoadOrder:
+    return LoadOrder(peer.intake, peer.ways[peer.intake], tokens, plan.connections, pause_s)
+
+
+def send(peer: Peer, sink: Sink, order: LoadOrder) -> tuple[Handover, Cost]:
+    """Carry `order` out and wait until all of it has arrived or no more comes."""
     with Load(order) as load:
-        begin_s, begin_cpu_s, begin_elsewhere_s = time.monotonic(), cpu_s(peer.roots), _elsewhere_s(peer)
-        memory = [memory_bytes(peer.roots)]
+        meter, begin_s = Meter(peer), time.monotonic()
         load.start()
         while not load.done(SAMPLE_S):
-            memory.append(memory_bytes(peer.roots))
+            meter.sample()
             if time.monotonic() - begin_s > LOAD_TIMEOUT_S:
                 raise BenchError(
-                    f"{peer.name} did not accept {len(tokens)} messages in {LOAD_TIMEOUT_S:.0f} s"
+                    f"{peer.name} did not accept {len(order.tokens)} messages in {LOAD_TIMEOUT_S:.0f} s"
                 )
         handover = load.result()
-        memory.append(memory_bytes(peer.roots))
-        _await_arrivals(sink, tokens.stop)
+        if peer.count_parked is None:
+            _await_arrivals(sink, order.tokens, meter)
         time.sleep(SETTLE_S)
-        cost = Cost(
-            cpu_s=cpu_s(peer.roots) - begin_cpu_s,
-            elsewhere_s=_elsewhere_s(peer) - begin_elsewhere_s,
-            wall_s=time.monotonic() - begin_s,
-            peak_memory_bytes=max(memory),
-        )
-    return handover, cost
+        return handover, meter.cost()
 
 
-def _await_arrivals(sink: Sink, total: int) -> None:
-    arrived, stalled_at_s = sink.count(), time.monotonic() + STALL_S
-    while arrived < total and time.monotonic() < stalled_at_s:
-        time.sleep(LOOK_S)
-        before, arrived = arrived, sink.count()
+def _await_arrivals(sink: Sink, tokens: range, meter: Meter) -> None:
+    arrived, stalled_at_s = sink.count(tokens), time.monotonic() + STALL_S
+    while arrived < len(tokens) and time.monotonic() < stalled_at_s:
+        time.sleep(SAMPLE_S)
+        meter.sample()
+        before, arrived = arrived, sink.count(tokens)
         if arrived > before:
             stalled_at_s = time.monotonic() + STALL_S
 
 
-def _elsewhere_s(peer: Peer) -> float:
-    """Return the CPU seconds the machine spent on anything but the peer and the bench; only differences mean something."""
-    times = psutil.cpu_times()
-    busy_s = sum(times) - times.idle - getattr(times, "iowait", 0.0)
-    return busy_s - cpu_s({os.getpid(), *peer.roots})
-
-
-def figures(plan: Plan, seen: Observation, arrivals: Arrivals) -> Figures:
-    """Work one run's figures out, from what was seen of the peer and what the sink got in all."""
-    total, arrived = plan.flood.stop, len(arrivals.at_ns)
-    if arrived < total / 2:
-        raise BenchError(f"{total - arrived} of {total} accepted messages never came; that is no speed")
-    arrived_ns = [at_ns for token, at_ns in arrivals.at_ns.items() if token in plan.flood]
-    first_ns = min(seen.flood.started_ns.values())
-    from_request_ms = _waits_ms(seen.quiet.started_ns, arrivals)
-    from_accept_ms = _waits_ms(seen.quiet.accepted_ns, arrivals)
-    return Figures(
-        accepted_per_s=plan.messages / (max(seen.flood.accepted_ns.values()) - first_ns) * 1e9,
-        delivered_per_s=len(arrived_ns) / (max(arrived_ns) - first_ns) * 1e9,
-        cpu_s_per_1000=seen.cost.cpu_s / plan.messages * 1000,
-        peak_memory_mb=seen.cost.peak_memory_bytes / 1e6,
-        request_to_hop_p50_ms=from_request_ms[49],
-        request_to_hop_p99_ms=from_request_ms[98],
-        accept_to_hop_p50_ms=from_accept_ms[49],
-        accept_to_hop_p99_ms=from_accept_ms[98],
-        lost=total - arrived,
-        duplicated=arrivals.duplicates,
-        message_bytes=arrivals.content_bytes / (arrived + arrivals.duplicates),
-        elsewhere_cores=seen.cost.elsewhere_s / seen.cost.wall_s,
-    )
+def waits(handover: Handover, arrivals: Arrivals, *, acceptance: bool) -> Waits:
+    """Return how long single messages took to the hop; without `acceptance` from the request only."""
+    from_request_ms = _waits_ms(handover.started_ns, arrivals)
+    times = Waits(request_to_hop_p50_ms=from_request_ms[49], request_to_hop_p99_ms=from_request_ms[98])
+    if acceptance:
+        from_accept_ms = _waits_ms(handover.accepted_ns, arrivals)
+        times |= {"accept_to_hop_p50_ms": from_accept_ms[49], "accept_to_hop_p99_ms": from_accept_ms[98]}
+    return times
 
 
 def _waits_ms(since_ns: dict[int, int], arrivals: Arrivals) -> list[float]:
     """Return the 99 percentiles of the time to arrival, in ms; below zero if the peer delivered before it answered."""
-    waits = [
+    waits_ms = [
         (arrivals.at_ns[token] - since) / 1e6 for token, since in since_ns.items() if token in arrivals.at_ns
     ]
-    return statistics.quantiles(waits, n=100, method="inclusive")
+    return statistics.quantiles(waits_ms, n=100, method="inclusive")

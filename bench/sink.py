@@ -30,7 +30,8 @@ END_OF_DATA: Final = b"\r\n.\r\n"
 BACKLOG: Final = 512  # above any number of connections a peer may open at once
 MAX_LINE_BYTES: Final = 4096  # a peer that sends more without a line end is not speaking SMTP
 
-Question = Literal["count", "take"]
+Question = range | Literal["take"]
+"""How many of these tokens came; or all that came, to be forgotten."""
 
 
 class Arrivals(msgspec.Struct):
@@ -143,9 +144,9 @@ class Sink:
         self._process.terminate()
         self._process.join()
 
-    def count(self) -> int:
-        """Return how many different messages came since the last take."""
-        self._pipe.send("count")
+    def count(self, tokens: range) -> int:
+        """Return how many of `tokens` came since the last take."""
+        self._pipe.send(tokens)
         count: int = self._pipe.recv()
         return count
 
@@ -169,8 +170,8 @@ async def _serve(pipe: Connection) -> None:
     while True:
         question: Question = await asyncio.to_thread(pipe.recv)  # ends with the bench, by EOFError
         match question:
-            case "count":
-                pipe.send(len(ledger.arrivals.at_ns))
+            case range():
+                pipe.send(sum(map(ledger.arrivals.at_ns.__contains__, question)))
             case "take":
                 pipe.send(ledger.take())
             case _:

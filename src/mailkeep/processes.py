@@ -84,6 +84,7 @@ class Supervisor:
     def _spawn(self) -> "subprocess.Popen[bytes]":
         number = self._listening.fileno()
         command = [sys.executable, "-m", "mailkeep", "serve", "--listen-fd", str(number)]
+        command += ["--supervisor", str(os.getpid())]
         # A session of its own: Ctrl-C reaches the supervisor alone, which stops the children in order.
         return subprocess.Popen(command, pass_fds=[number], env=os.environ, start_new_session=True)  # noqa: S603 - our own module
 

@@ -27,8 +27,13 @@ BACKLOG: Final = 2048
 ORPHAN_LOOK_S: Final = 1.0
 
 
-def serve(settings: Settings, *, processes: int = 1, listen_fd: int | None = None) -> int:
-    """Serve until SIGINT or SIGTERM; returns the exit code. With `listen_fd` this is a child of a supervisor."""
+def serve(
+    settings: Settings, *, processes: int = 1, listen_fd: int | None = None, supervisor: int | None = None
+) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code.
+
+    A child of a supervisor is given its socket and its process number, and ends when that is no longer its parent.
+    """
     log.configure(settings.log_level, settings.log_format)
     if processes > 1:
         address = settings.internal_http_addr
@@ -41,10 +46,10 @@ def serve(settings: Settings, *, processes: int = 1, listen_fd: int | None = Non
             return EXIT_CONFIG
         return Supervisor(processes, listening, settings.shutdown_timeout_s).run()
     listening_socket = None if listen_fd is None else socket.socket(fileno=listen_fd)
-    return uvloop.run(_serve(settings, listening_socket))
+    return uvloop.run(_serve(settings, listening_socket, supervisor))
 
 
-async def _serve(settings: Settings, listening: socket.socket | None) -> int:
+async def _serve(settings: Settings, listening: socket.socket | None, supervisor: int | None) -> int:
     logger = structlog.get_logger("service")
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -58,8 +63,8 @@ async def _serve(settings: Settings, listening: socket.socket | None) -> int:
     gc.collect()
     gc.freeze()
     waits = [asyncio.create_task(stopping.wait()), asyncio.create_task(service.wait())]
-    if listening is not None:
-        waits.append(asyncio.create_task(_until_orphaned()))
+    if supervisor is not None:
+        waits.append(asyncio.create_task(_until_orphaned(supervisor)))
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     failed = waits[1].done()
     for wait in waits:
@@ -72,7 +77,6 @@ async def _serve(settings: Settings, listening: socket.socket | None) -> int:
     return EXIT_FAILED if failed else 0
 
 
-async def _until_orphaned() -> None:
-    parent = os.getppid()
-    while os.getppid() == parent:  # noqa: ASYNC110 - nothing tells a process that its parent died
+async def _until_orphaned(supervisor: int) -> None:
+    while os.getppid() == supervisor:  # noqa: ASYNC110 - nothing tells a process that its parent died
         await asyncio.sleep(ORPHAN_LOOK_S)

@@ -14,8 +14,8 @@ from typing import Any, Final
 import structlog
 from redis.exceptions import RedisError
 
+from mailkeep.contracts.openapi import openapi_json
 from mailkeep.core.command import CommandRules
-from mailkeep.core.malformed import Intake
 from mailkeep.dispatch.recorder import Recorder
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.retention import RetentionWorker
@@ -36,7 +36,6 @@ from mailkeep.smtp.pool import Pool
 from mailkeep.smtp.routes import DEFAULT_HOP, SINKHOLE_HOP, Routes
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.listener import DUE, ENQUEUED, NotificationListener
-from mailkeep.store.malformed import MalformedCommands
 from mailkeep.store.migrate import MigrationError
 from mailkeep.store.postgres import Store
 from mailkeep.store.retention import Retention
@@ -131,7 +130,8 @@ class Service:
             ttl_s=settings.replica_ttl_s,
         )
         assert settings.postgres_dsn is not None
-        enqueued = EnqueuedConsumer(self._store, self._command_intake(Intake.SQL))
+        commands = CommandIntake(self._accept, self._store, self.replica.now_s)
+        enqueued = EnqueuedConsumer(self._store, commands)
         listener = NotificationListener(
             settings.postgres_dsn.reveal(), {DUE: self._scheduler.wake, ENQUEUED: enqueued.wake}
         )
@@ -141,18 +141,15 @@ class Service:
         self._spawn(RetentionWorker(retention, settings.cleanup_interval_s).run(), "retention worker")
         self._intakes.append(asyncio.create_task(enqueued.run(), name="enqueued consumer"))
         if self._redis is not None:
-            consumer = CommandConsumer(self._redis, self._command_intake(Intake.STREAM), str(self.replica.id))
+            consumer = CommandConsumer(self._redis, commands, str(self.replica.id))
             self._intakes.append(asyncio.create_task(consumer.run(), name="command consumer"))
         await self._listen(listening)
-
-    def _command_intake(self, intake: Intake) -> CommandIntake:
-        return CommandIntake(intake, self._accept, MalformedCommands(self._store), self.replica.now_s)
 
     async def _listen(self, listening: socket.socket | None) -> None:
         settings = self._settings
         app = InternalHttpApp(
             accept=self._accept,
-            operator=operator_api(self._store),
+            operator=operator_api(self._store, openapi_json()),
             tokens=tuple(token.reveal() for token in settings.internal_http_tokens),
         )
         address = settings.internal_http_addr

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 
 import httpx2
 import pytest
+import structlog
 from aiosmtpd.smtp import SMTP
 from http_kit import NextHop, Served
 
@@ -61,3 +62,10 @@ async def sending(serve, next_hop):
     return await serve(
         MAIL_SMTP_MODE="smtp", MAIL_SMTP_ADDR=next_hop.address, MAIL_SMTP_FROM_EMAIL="mail@mailkeep.example"
     )
+
+
+@pytest.fixture
+def log_lines():
+    """Gather what is logged while the test runs, as written by the callers."""
+    with structlog.testing.capture_logs() as lines:
+        yield lines

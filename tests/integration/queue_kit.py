@@ -23,6 +23,7 @@ from mailkeep.core.ids import new_id
 from mailkeep.core.outcome import Outcome, Phase, Scope, Severity, Verdict, uniform
 from mailkeep.core.queue import Claim, FinishedAttempt, KeyHolder, NewDelivery
 from mailkeep.store.postgres import Store
+from mailkeep.store.queries import query
 
 HOP: Final = "default"
 LADDER_S: Final = (60.0, 300.0)
@@ -112,7 +113,9 @@ def ending(
     )
 
 
-def finished(claim: Claim, outcome: Outcome | None = None, *, ladder_s: tuple[float, ...] = LADDER_S) -> FinishedAttempt:
+def finished(
+    claim: Claim, outcome: Outcome | None = None, *, ladder_s: tuple[float, ...] = LADDER_S
+) -> FinishedAttempt:
     """Decide on `outcome` (by default a success) as a worker does, without jitter."""
     outcome = outcome or ending(claim)
     decision = decide(
@@ -153,7 +156,9 @@ async def payload(store: Store, delivery_id: UUID) -> asyncpg.Record | None:
 
 async def attempts(store: Store, delivery_id: UUID) -> list[asyncpg.Record]:
     """Return the attempts of a delivery in order."""
-    return await rows(store, "SELECT * FROM mail.attempts WHERE delivery_id = $1 ORDER BY number", delivery_id)
+    return await rows(
+        store, "SELECT * FROM mail.attempts WHERE delivery_id = $1 ORDER BY number", delivery_id
+    )
 
 
 async def snapshot(store: Store) -> dict[str, list[tuple[Any, ...]]]:
@@ -173,20 +178,27 @@ async def shift_clock(store: Store, by: timedelta) -> None:
         " coalesce(nullif(current_setting('mail.clock_offset', true), ''), '0')::interval AS shift",
     )
     shift = found["shift"] + by
-    await rows(store, f"ALTER DATABASE {found['name']} SET mail.clock_offset = '{shift.total_seconds()} seconds'")
+    await rows(
+        store, f"ALTER DATABASE {found['name']} SET mail.clock_offset = '{shift.total_seconds()} seconds'"
+    )
     await store._pool.expire_connections()
 
 
 async def lose(store: Store, replica_id: UUID) -> None:
-    """Let one replica fall silent, and have it alone declared lost."""
+    """Let one replica fall silent, and have it alone declared lost; in one commit, so that no beat comes between."""
     silence = timedelta(days=1000)
-    await rows(store, "UPDATE mail.replicas SET last_seen_at = last_seen_at - $2::interval WHERE id = $1", replica_id, silence)
-    assert await store.mark_lost(silence.total_seconds() - 1) == [replica_id]
+    silent = "UPDATE mail.replicas SET last_seen_at = last_seen_at - $2::interval WHERE id = $1"
+    async with store.connection() as connection, connection.transaction():
+        await connection.execute(silent, replica_id, silence)
+        lost = await connection.fetch(query("mark_lost"), silence.total_seconds() - 1)
+    assert [found["id"] for found in lost] == [replica_id]
 
 
 async def check_accounts(store: Store, accepted_ids: Sequence[UUID]) -> None:
     """Check the accounting identity, and that dead letters and the status `dead_letter` are the same deliveries."""
-    found = {found["id"]: found["status"] for found in await rows(store, "SELECT id, status FROM mail.deliveries")}
+    found = {
+        found["id"]: found["status"] for found in await rows(store, "SELECT id, status FROM mail.deliveries")
+    }
     assert found.keys() == set(accepted_ids)
     counted = Counter(DeliveryStatus(status) for status in found.values())
     ended = sum(counted[status] for status in TERMINAL)

@@ -42,7 +42,9 @@ async def blocked(store, dsn):
 
 
 async def _until_waiting(connection):
-    waiting = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    waiting = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
     while not (found := await connection.fetch(waiting)):
         await asyncio.sleep(0.01)
     return [record["pid"] for record in found]

@@ -13,6 +13,7 @@ from mailkeep.core.outcome import Severity
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.takeover import TakeoverWorker
 from mailkeep.store.errors import StoreUnavailableError
+from mailkeep.store.postgres import Store
 
 PATIENCE_S = 20.0
 """How long a test waits for what must happen soon."""
@@ -66,7 +67,9 @@ async def test_it_beats(store):
         first = (await _row(store, replica.id))["last_seen_at"]
         replica.in_flight = 7
         async with asyncio.timeout(PATIENCE_S):
-            while (found := await _row(store, replica.id))["in_flight"] != 7 or found["last_seen_at"] <= first:
+            while (found := await _row(store, replica.id))["in_flight"] != 7 or found[
+                "last_seen_at"
+            ] <= first:
                 await asyncio.sleep(0.02)
         assert replica.may_send
         assert replica.holds(replica.id)
@@ -112,6 +115,30 @@ async def test_it_beats_again_after_a_silence_longer_than_its_ttl(store, dsn):
         async with silenced(dsn):
             await asyncio.sleep(1.2)
         await until(lambda: replica.may_send)
+
+
+class StoppingStore(Store):
+    """A store whose answer to a beat comes together with the order to stop."""
+
+    heart = None
+
+    async def beat(self, replica_id, in_flight):
+        answer = await super().beat(replica_id, in_flight)
+        if self.heart is not None:
+            self.heart.cancel()
+        return answer
+
+
+async def test_it_stops_whenever_it_is_told_to(store):
+    """An order to stop that meets the answer to a beat is not lost, which would hang the shutdown."""
+    stopping = StoppingStore(store._pool, store.hash_key)
+    replica = Replica(stopping, heartbeat_s=0.05, ttl_s=10.0)
+    await replica.start()
+    stopping.heart = replica._beating
+    done, _ = await asyncio.wait({replica._beating}, timeout=2.0)
+    stopping.heart = None
+    await replica.stop()
+    assert done
 
 
 async def test_a_lost_replica_starts_anew_under_another_id(store):
@@ -171,7 +198,9 @@ async def test_mail_of_a_silent_replica_is_taken_over(store):
     kept = await row(store, claim.id)
     assert (kept["attempts"], kept["rungs_used"], kept["takeovers"]) == (1, 0, 1)
     (again,) = await store.claim_due(replica.id, ANY)
-    assert await store.finish([finished(again, ending(again, Severity.SUCCESS))]) == {claim.id: DeliveryStatus.SENT}
+    assert await store.finish([finished(again, ending(again, Severity.SUCCESS))]) == {
+        claim.id: DeliveryStatus.SENT
+    }
 
 
 async def test_a_replica_that_lives_is_not_taken_over(store):

@@ -121,7 +121,9 @@ async def test_a_busy_next_hop_has_its_next_batch_claimed(store):
     ):
         (first,) = await store.claim_due(dispatch.replica.id, [(HOP, TRANSACTIONAL, 1)])
         dispatch.pool.hand_over(first)
-        assert [name for name, delivery_class, _ in dispatch.pool.wanted() if delivery_class is TRANSACTIONAL] == [HOP]
+        assert [
+            name for name, delivery_class, _ in dispatch.pool.wanted() if delivery_class is TRANSACTIONAL
+        ] == [HOP]
 
 
 class CountingStore(Store):
@@ -138,9 +140,14 @@ async def test_it_does_not_poll_for_what_it_cannot_take(store):
     """Due mail that nobody may take now, such as a second suspect, costs no statements in a tight loop."""
     for _ in range(2):
         delivery_id = await accepted(store)
-        await rows(store, "UPDATE mail.deliveries SET takeovers = $2 WHERE id = $1", delivery_id, SUSPECT_TAKEOVERS)
+        await rows(
+            store, "UPDATE mail.deliveries SET takeovers = $2 WHERE id = $1", delivery_id, SUSPECT_TAKEOVERS
+        )
     counting = CountingStore(store._pool, store.hash_key)
-    async with scripted_peer(greeting=Act.STALL) as peer, dispatching(counting, hop(HOP, peer.port)) as dispatch:
+    async with (
+        scripted_peer(greeting=Act.STALL) as peer,
+        dispatching(counting, hop(HOP, peer.port)) as dispatch,
+    ):
         await until(lambda: dispatch.pool.held)
         before = counting.looks
         await asyncio.sleep(2.0)
@@ -156,7 +163,9 @@ async def test_a_stalled_next_hop_does_not_hold_the_mail_of_others(store):
     async with (
         scripted_peer(greeting=Act.STALL) as stalled,
         scripted_peer() as well,
-        dispatching(store, hop("stalled", stalled.port, max_connections=2), hop("well", well.port)) as dispatch,
+        dispatching(
+            store, hop("stalled", stalled.port, max_connections=2), hop("well", well.port)
+        ) as dispatch,
     ):
         await until(lambda: len(dispatch.pool.held) >= 10)
         ids = await _accept_many(store, 3, next_hop="well")
@@ -170,7 +179,9 @@ async def test_large_mail_of_a_stalled_next_hop_does_not_hold_that_of_others(sto
     async with (
         scripted_peer(greeting=Act.STALL) as stalled,
         scripted_peer() as well,
-        dispatching(store, hop("stalled", stalled.port, max_connections=8), hop("well", well.port)) as dispatch,
+        dispatching(
+            store, hop("stalled", stalled.port, max_connections=8), hop("well", well.port)
+        ) as dispatch,
     ):
         await until(lambda: len(dispatch.pool.held) >= 6)
         await asyncio.sleep(0.3)
@@ -202,7 +213,9 @@ async def test_nothing_is_sent_after_its_time(store):
     ids = [await accepted(store, expires_at=expires_at) for _ in range(2)]
     async with (
         scripted_peer(greeting=[Act.STALL, b"220 peer.test\r\n"]) as peer,
-        dispatching(store, hop(HOP, peer.port, max_connections=1, timers={"greeting_s": 3.0}), schedule=False) as dispatch,
+        dispatching(
+            store, hop(HOP, peer.port, max_connections=1, timers={"greeting_s": 3.0}), schedule=False
+        ) as dispatch,
     ):
         claims = await store.claim_due(dispatch.replica.id, ANY)
         assert sorted(claim.id for claim in claims) == sorted(ids)
@@ -224,7 +237,10 @@ async def test_a_replica_that_lost_its_claim_sends_no_dot(store, slow_at, guaran
     """I4: with its mail taken over in the middle of the dialog, a replica ends that dialog without the message."""
     delivery_id = await accepted(store, guarantee=guarantee)
     answer = Drip({"greeting": b"220 peer.test\r\n", "rcpt": b"250 2.1.5 ok\r\n"}[slow_at], 0.4)
-    async with scripted_peer(**{slow_at: answer}) as peer, dispatching(store, hop(HOP, peer.port)) as dispatch:
+    async with (
+        scripted_peer(**{slow_at: answer}) as peer,
+        dispatching(store, hop(HOP, peer.port)) as dispatch,
+    ):
         await until(lambda: peer.commands and (slow_at == "greeting" or "RCPT" in peer.commands[0]))
         old_id = dispatch.replica.id
         await dispatch.unschedule()
@@ -271,10 +287,12 @@ async def test_at_most_once_is_held_when_the_reply_is_lost(store):
 
 
 async def test_an_orderly_stop_gives_back_what_it_holds(store):
-    """Stopping leaves nothing claimed: what was not begun, or had not reached its dot, waits for others; no attempt is
-    counted for it and nothing is sent twice."""
+    """What was not begun, or had not reached its dot, waits for others: no attempt is counted, nothing was sent."""
     ids = await _accept_many(store, 20)
-    async with scripted_peer(mail=Act.STALL) as peer, dispatching(store, hop(HOP, peer.port, max_connections=2)) as dispatch:
+    async with (
+        scripted_peer(mail=Act.STALL) as peer,
+        dispatching(store, hop(HOP, peer.port, max_connections=2)) as dispatch,
+    ):
         await until(lambda: len(peer.commands) == 2)
     found = await rows(store, "SELECT status, attempts FROM mail.deliveries")
     assert {(record["status"], record["attempts"]) for record in found} == {("rendered", 0)}

@@ -10,9 +10,10 @@ from smtp_servers import MESSAGE, Certificates, OpenFence, hop_to, on_both_loops
 
 from mailkeep.core.outcome import Phase
 from mailkeep.smtp.classify import FailureKind
+from mailkeep.smtp.connect import connect
 from mailkeep.smtp.dialog import DATA, GREETING, Ask
 from mailkeep.smtp.next_hop import TlsMode
-from mailkeep.smtp.session import SessionBrokenError, connect
+from mailkeep.smtp.session import SessionBrokenError
 from mailkeep.smtp.tls import tls_context
 
 MAIL = Ask(Phase.MAIL, b"MAIL FROM:<>\r\n", "MAIL FROM:<…>")
@@ -164,3 +165,15 @@ async def test_a_flood_of_replies_fills_no_memory():
             await session.send_body(MESSAGE, OpenFence(commit=commit))
         assert len(session.heard) < 10
         assert len(session._replies) < 10
+
+
+@on_both_loops
+async def test_a_half_closed_connection_is_over():
+    """A server that will say nothing more is not waited for, even while our bytes are stuck on their way."""
+    async with in_data() as (session, peer):
+        sending = asyncio.ensure_future(session.send_body(b"a: b\r\n" * 3_000_000, OpenFence()))
+        await asyncio.sleep(0.2)
+        peer.shutdown(socket.SHUT_WR)
+        with pytest.raises(SessionBrokenError) as broken:
+            await asyncio.wait_for(sending, 3)
+        assert (broken.value.phase, broken.value.kind) == (Phase.BODY, FailureKind.CLOSED)

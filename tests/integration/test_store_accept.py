@@ -21,6 +21,7 @@ from queue_kit import (
 
 from mailkeep.core.delivery import DeliveryStatus, Guarantee, Source
 from mailkeep.core.queue import KeyHolder
+from mailkeep.store.columns import column
 from mailkeep.store.errors import StoreRefusedError, StoreUnavailableError
 from mailkeep.store.postgres import Store
 
@@ -216,6 +217,31 @@ async def test_a_newer_delivery_supersedes_the_older_that_was_not_sent(store):
         "sending",
         "rendered",
     ]
+
+
+async def test_superseding_batches_at_once(store):
+    """Batches that supersede each other's deliveries in every order are all stored: none of them is a deadlock."""
+    people = [f"person {number}".encode() for number in range(8)]
+    await store.accept(
+        (await delivery(store)).id, [await delivery(store, supersede_hash=one) for one in people]
+    )
+    for turn in range(6):
+        batches = [
+            [await delivery(store, supersede_hash=one) for one in (people[shift:] + people[:shift])]
+            for shift in (turn, turn + 3)
+        ]
+        for number, batch in enumerate(batches):
+            for place, new in enumerate(batch):
+                new.idempotency_key = f"{turn:02} {(place if number else len(batch) - place):02} {new.id}"
+        answers = await asyncio.gather(*(store.accept(batch[0].id, batch) for batch in batches))
+        assert answers == [[new.id for new in batch] for batch in batches]
+
+
+@pytest.mark.parametrize("value", ["", "\x1e", "a\x1fb"])
+def test_a_column_gives_back_what_went_in_or_refuses_it(value):
+    """Values travel as one text a column: one that would come out as something else is refused, not changed."""
+    with pytest.raises(StoreRefusedError):
+        column(["a", value])
 
 
 async def test_a_commit_that_was_cut_is_in_doubt_and_can_be_asked_for(store, dsn):

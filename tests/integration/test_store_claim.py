@@ -104,7 +104,9 @@ async def test_the_oldest_go_first_and_no_more_than_asked_for(store):
     instant = await now(store)
     for number in range(4):
         for delivery_class in (TRANSACTIONAL, DeliveryClass.RELAY):
-            delivery_id = await accepted(store, delivery_class=delivery_class, idempotency_key=f"{delivery_class}{number}")
+            delivery_id = await accepted(
+                store, delivery_class=delivery_class, idempotency_key=f"{delivery_class}{number}"
+            )
             await rows(
                 store,
                 "UPDATE mail.deliveries SET due_at = $2 WHERE id = $1",
@@ -113,10 +115,13 @@ async def test_the_oldest_go_first_and_no_more_than_asked_for(store):
             )
     await accepted(store, next_hop="other")
     claims = await store.claim_due(
-        await replica(store), [(HOP, TRANSACTIONAL, 2), (HOP, DeliveryClass.RELAY, 1), (HOP, DeliveryClass.AUTH, 9)]
+        await replica(store),
+        [(HOP, TRANSACTIONAL, 2), (HOP, DeliveryClass.RELAY, 1), (HOP, DeliveryClass.AUTH, 9)],
     )
     keys = await rows(
-        store, "SELECT key FROM mail.idempotency_keys WHERE delivery_id = ANY ($1)", [claim.id for claim in claims]
+        store,
+        "SELECT key FROM mail.idempotency_keys WHERE delivery_id = ANY ($1)",
+        [claim.id for claim in claims],
     )
     assert {found["key"] for found in keys} == {"transactional3", "transactional2", "relay3"}
 
@@ -138,7 +143,11 @@ async def test_what_is_too_late_expires_instead_of_being_claimed(store, sensitiv
     timely = await accepted(store)
     assert [claim.id for claim in await store.claim_due(await replica(store), ANY)] == [timely]
     kept = await row(store, late)
-    assert (kept["status"], kept["claimed_by"], kept["finished_at"]) == ("expired", None, await _ended_at(store, late))
+    assert (kept["status"], kept["claimed_by"], kept["finished_at"]) == (
+        "expired",
+        None,
+        await _ended_at(store, late),
+    )
     assert (await payload(store, late) is None) == sensitive
 
 
@@ -172,7 +181,9 @@ async def test_housekeeping_expires_what_nobody_claims(store):
 
 async def _suspect(store, **fields):
     delivery_id = await accepted(store, **fields)
-    await rows(store, "UPDATE mail.deliveries SET takeovers = $2 WHERE id = $1", delivery_id, SUSPECT_TAKEOVERS)
+    await rows(
+        store, "UPDATE mail.deliveries SET takeovers = $2 WHERE id = $1", delivery_id, SUSPECT_TAKEOVERS
+    )
     return delivery_id
 
 

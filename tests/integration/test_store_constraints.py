@@ -122,11 +122,13 @@ async def test_the_words_of_the_schema_are_those_of_the_core(store):
     async with store.connection() as connection:
         text = " ".join(
             found["clause"]
-            for found in await connection.fetch("SELECT pg_get_constraintdef(oid) AS clause FROM pg_constraint")
+            for found in await connection.fetch(
+                "SELECT pg_get_constraintdef(oid) AS clause FROM pg_constraint"
+            )
         )
     known = {*S, *(set(AttemptStatus) - {AttemptStatus.IN_PROGRESS}), *Certainty}
     assert [word for word in known if f"'{word}'" not in text] == []
-    assert f"^[{''.join(RecipientState)}]+$" in text
+    assert f"'{''.join(RecipientState)}'" in text
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,12 @@ from mailkeep.store.errors import StoreRefusedError
 ENDINGS = {
     "sent": (Severity.SUCCESS, {}, (60.0,), Guarantee.AT_LEAST_ONCE),
     "failed": (Severity.PERMANENT, {"scope": Scope.RECIPIENT}, (60.0,), Guarantee.AT_LEAST_ONCE),
-    "suppressed": (Severity.PERMANENT, {"scope": Scope.REPUTATION, "suppress": True}, (60.0,), Guarantee.AT_LEAST_ONCE),
+    "suppressed": (
+        Severity.PERMANENT,
+        {"scope": Scope.REPUTATION, "suppress": True},
+        (60.0,),
+        Guarantee.AT_LEAST_ONCE,
+    ),
     "rendered": (Severity.TRANSIENT, {}, (60.0,), Guarantee.AT_LEAST_ONCE),
     "dead_letter": (Severity.TRANSIENT, {}, (), Guarantee.AT_LEAST_ONCE),
     "held": (Severity.UNKNOWN, {}, (60.0,), Guarantee.AT_MOST_ONCE),
@@ -48,7 +53,9 @@ async def test_each_ending_is_recorded_whole(store, after, sensitive):
     severity, verdict, ladder_s, guarantee = ENDINGS[after]
     claim = await claim_one(store, guarantee=guarantee, sensitive=sensitive)
     outcome = ending(claim, severity, text="4.3.2 later", **verdict)
-    assert await store.finish([finished(claim, outcome, ladder_s=ladder_s)]) == {claim.id: DeliveryStatus(after)}
+    assert await store.finish([finished(claim, outcome, ladder_s=ladder_s)]) == {
+        claim.id: DeliveryStatus(after)
+    }
     kept = await row(store, claim.id)
     assert (kept["status"], kept["claimed_by"], kept["attempts"]) == (after, None, 1)
     assert kept["rungs_used"] == (after == "rendered")
@@ -56,7 +63,11 @@ async def test_each_ending_is_recorded_whole(store, after, sensitive):
     assert (kept["finished_at"] is not None) == ended
     assert (await payload(store, claim.id) is None) == (sensitive and ended)
     (attempt,) = await attempts(store, claim.id)
-    assert (attempt["number"], attempt["status"], attempt["certainty"]) == (1, outcome.status, outcome.certainty)
+    assert (attempt["number"], attempt["status"], attempt["certainty"]) == (
+        1,
+        outcome.status,
+        outcome.certainty,
+    )
     assert (attempt["replica_id"], attempt["claim_token"], attempt["next_hop"]) == (claim.replica_id, 1, HOP)
     assert (attempt["phase"], attempt["rule"], attempt["reply"]) == (outcome.phase, "a_rule", "4.3.2 later")
     assert attempt["finished_at"] - attempt["started_at"] == timedelta(milliseconds=12.5)
@@ -111,7 +122,10 @@ async def test_each_recipient_is_kept_where_they_differ(store):
     """Outcomes and steps of an attempt are stored as they were; one plain success needs no more than the attempt."""
     claim = await claim_one(store, recipients=("a@b.org", "c@d.org"))
     outcome = ending(claim, Severity.TRANSIENT)
-    recipients = (msgspec.structs.replace(outcome.recipients[0], severity=Severity.SUCCESS), outcome.recipients[1])
+    recipients = (
+        msgspec.structs.replace(outcome.recipients[0], severity=Severity.SUCCESS),
+        outcome.recipients[1],
+    )
     step = Step(Phase.RCPT, "RCPT TO:<…>", "450 later", 3.5)
     attempt = finished(claim, msgspec.structs.replace(outcome, recipients=recipients, steps=(step,)))
     await store.finish([attempt])

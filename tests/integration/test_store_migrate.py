@@ -103,7 +103,9 @@ async def test_a_migration_that_was_killed_half_way_leaves_nothing(empty_dsn):
         os.kill(migrator.pid, signal.SIGKILL)
         assert await migrator.wait() == -signal.SIGKILL
         await blocking.rollback()
-        while await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'migrator'"):
+        while await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'migrator'"
+        ):
             await asyncio.sleep(0.02)
     assert await _tables(empty_dsn) == set()
     assert len(await _applied(empty_dsn)) == len(migrations())
@@ -139,7 +141,10 @@ async def test_a_changed_migration_stops_the_start(dsn):
     with pytest.raises(MigrationError, match=f"{first.version:04d}_{first.name}"):
         await Store.open(dsn, pool_size=1)
     async with connected(dsn) as connection:
-        assert await connection.fetchval("SELECT checksum FROM mail.schema_migrations WHERE version = 1") == "other"
+        assert (
+            await connection.fetchval("SELECT checksum FROM mail.schema_migrations WHERE version = 1")
+            == "other"
+        )
 
 
 async def test_a_newer_schema_is_usable(dsn):

@@ -53,7 +53,6 @@ HOT = {
     "finish": ("deliveries", "pkey"),
     "hand_back": ("deliveries", "pkey"),
     "mark_dot": ("deliveries", "pkey"),
-    "load_message": ("payloads", "pkey"),
     "find_keys": ("idempotency_keys", "idempotency_keys_pkey"),
     "beat": ("replicas", "replicas_pkey"),
 }
@@ -107,12 +106,15 @@ async def test_hot_statements_reach_rows_by_their_index(full):
             nodes = await _explained(connection, name)
             scanned = [node for node in nodes if node["Node Type"] == "Seq Scan"]
             faults += [
-                f"{name} scans {node['Relation Name']}" for node in scanned if GROWING.fullmatch(node["Relation Name"])
+                f"{name} scans {node['Relation Name']}"
+                for node in scanned
+                if GROWING.fullmatch(node["Relation Name"])
             ]
             used = {
                 node["Index Name"]
                 for node in nodes
-                if "Index Name" in node and str(node.get("Relation Name", node["Index Name"])).startswith(table)
+                if "Index Name" in node
+                and str(node.get("Relation Name", node["Index Name"])).startswith(table)
             }
             if not any(found.endswith(index) for found in used):
                 faults.append(f"{name} uses {sorted(used) or 'no index'}, not {index}")
@@ -139,7 +141,7 @@ async def _rows_read(connection, name, arguments):
             "claim_due",
             f"gen_random_uuid(), '{{{HOP},{HOP}}}', '{{auth,transactional}}', '{{10,10}}', 2, 262144",
         ),
-        ("claim_suspect", f"gen_random_uuid(), 2, '{{{HOP},other}}', 262144"),
+        ("claim_suspect", f"gen_random_uuid(), '{{{HOP},other}}', 262144"),
         ("next_due", f"'{{{HOP},{HOP}}}', 2, '{{auth,relay}}'"),
         ("expire_due", "1000"),
     ],

@@ -31,7 +31,13 @@ KINDS = ("deliveries", "recipients", "payloads", "attempts")
 
 def retention(store, *, delivery_d=30.0, payload_d=7.0, key_d=7.0):
     """Build the retention of the contract's defaults, in days."""
-    return Retention(store, delivery_s=delivery_d * DAY_S, payload_s=payload_d * DAY_S, key_s=key_d * DAY_S)
+    return Retention(
+        store,
+        delivery_s=delivery_d * DAY_S,
+        payload_s=payload_d * DAY_S,
+        key_s=key_d * DAY_S,
+        malformed_s=90 * DAY_S,
+    )
 
 
 async def _on(store, days):
@@ -121,7 +127,11 @@ async def test_a_living_delivery_never_goes(store, kind):
     assert await payload(store, living) is not None
     assert await rows(store, "SELECT FROM mail.recipients WHERE delivery_id = $1", living) != []
     assert (Source.API, str(living)) in await store.find_keys([(Source.API, str(living))])
-    for table, column in (("attempts", "delivery_id"), ("payloads", "delivery_id"), ("recipients", "delivery_id")):
+    for table, column in (
+        ("attempts", "delivery_id"),
+        ("payloads", "delivery_id"),
+        ("recipients", "delivery_id"),
+    ):
         assert await rows(store, f"SELECT FROM mail.{table} WHERE {column} = $1", ended) == []
     await check_accounts(store, [living])
 
@@ -202,7 +212,10 @@ async def test_replicas_are_forgotten_when_nothing_is_theirs(store):
     assert (await retention(store).sweep()).replicas_deleted == 0
     await _on(store, 2)
     assert (await retention(store).sweep()).replicas_deleted == 1
-    assert {found["id"] for found in await rows(store, "SELECT id FROM mail.replicas")} == {claim.replica_id, living}
+    assert {found["id"] for found in await rows(store, "SELECT id FROM mail.replicas")} == {
+        claim.replica_id,
+        living,
+    }
 
 
 async def test_a_long_reader_is_not_waited_for(store, dsn):
@@ -246,5 +259,7 @@ async def test_nothing_to_sweep_is_nothing_swept(store):
 async def test_a_partition_is_made_once(store):
     """Making the days again changes nothing, also from several at once."""
     await asyncio.gather(*(store.ensure_partitions() for _ in range(5)))
-    found = await rows(store, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'mail.deliveries'::regclass")
+    found = await rows(
+        store, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'mail.deliveries'::regclass"
+    )
     assert found[0][0] == 10

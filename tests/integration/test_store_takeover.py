@@ -58,7 +58,7 @@ async def test_mail_of_a_replica_that_stopped_goes_on_at_once(store):
 
 async def test_mail_of_the_living_is_let_be(store):
     """Claims of replicas that beat, and deliveries that nobody claims, are not touched."""
-    claim = await claim_one(store)
+    await claim_one(store)
     await accepted(store)
     before = await snapshot(store)
     assert await store.mark_lost(60.0) == []
@@ -96,7 +96,9 @@ async def test_the_third_takeover_in_a_row_is_poison(store):
         if not claims:
             assert await store.claim_suspect(replica_id, [HOP])
         await lose(store, replica_id)
-        assert await store.take_over() == {delivery_id: S.RENDERED if turn < POISON_TAKEOVERS else S.DEAD_LETTER}
+        assert await store.take_over() == {
+            delivery_id: S.RENDERED if turn < POISON_TAKEOVERS else S.DEAD_LETTER
+        }
     (letter,) = await rows(store, "SELECT * FROM mail.dead_letters")
     assert (letter["delivery_id"], letter["cause"]) == (delivery_id, "poison")
     assert [attempt["number"] for attempt in await attempts(store, delivery_id)] == [1, 2, 3]
@@ -177,7 +179,9 @@ async def test_takers_at_once_take_each_claim_once(store):
     await lose(store, lost)
     taken = await asyncio.gather(*(store.take_over() for _ in range(4)))
     assert sorted(key for found in taken for key in found) == sorted(new.id for new in batch)
-    counted = await rows(store, "SELECT count(*) FILTER (WHERE attempts = 1 AND takeovers = 1) FROM mail.deliveries")
+    counted = await rows(
+        store, "SELECT count(*) FILTER (WHERE attempts = 1 AND takeovers = 1) FROM mail.deliveries"
+    )
     assert counted[0][0] == 200
     await check_accounts(store, [new.id for new in batch])
 

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from mailkeep.core.address import AddressError, parse_mailbox
 
-_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)+")
+_HOST = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)+"
+)
 _DOT_ATOM = re.compile(r"[^\s\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff\"(),:;<>@\[\\\]]+")
 _QUOTED = re.compile(r'"(?:[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"\\]|\\[\x20-\x7e])*"')
 
@@ -68,7 +70,9 @@ def test_a_quoted_name_is_kept_as_written(name):
     assert parse_mailbox(f'"{escaped}" <ann@example.org>').display == name.strip()
 
 
-@given(st.text(_ATOM, min_size=1, max_size=20), st.sampled_from(["example.org", "EXAMPLE.org", "Example.Org"]))
+@given(
+    st.text(_ATOM, min_size=1, max_size=20), st.sampled_from(["example.org", "EXAMPLE.org", "Example.Org"])
+)
 def test_domains_are_compared_in_one_case(local, domain):
     """The case of a domain means nothing; that of a local part is the receiver's business and is kept."""
     mailbox = parse_mailbox(f"{local}@{domain}")

@@ -28,11 +28,17 @@ KEY = b"k" * 32
 SOME_TEXT = st.text(max_size=30)
 NAMES = st.text("abcdefgh_", min_size=1, max_size=8)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | SOME_TEXT,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | SOME_TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=8,
 )
-ADDRESSES = st.builds("{}@{}.org".format, st.text("abcdef", min_size=1, max_size=5), st.text("ghij", min_size=1, max_size=5))
+ADDRESSES = st.builds(
+    "{}@{}.org".format, st.text("abcdef", min_size=1, max_size=5), st.text("ghij", min_size=1, max_size=5)
+)
 
 
 def _mark(document: dict[str, Any]) -> bytes:
@@ -50,11 +56,16 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     document: dict[str, Any] = {"payload": payload}
     if draw(st.booleans()):
         document["payload_mode"] = "rendered"
-        payload |= {"subject": draw(st.text("abc ", max_size=10)), "text": draw(st.text("abc\n", max_size=10))}
+        payload |= {
+            "subject": draw(st.text("abc ", max_size=10)),
+            "text": draw(st.text("abc\n", max_size=10)),
+        }
     else:
         document["payload_mode"] = "template"
         payload |= {"template_id": "welcome", "locale": draw(st.sampled_from(["en", "pt-BR", "zh-Hant-HK"]))}
-        payload["variables"] = draw(st.dictionaries(NAMES, st.text("xyz", max_size=5) | st.integers(0, 9), max_size=4))
+        payload["variables"] = draw(
+            st.dictionaries(NAMES, st.text("xyz", max_size=5) | st.integers(0, 9), max_size=4)
+        )
     for name, values in (
         ("class", st.sampled_from(["auth", "transactional", "relay"])),
         ("guarantee", st.sampled_from(["at_least_once", "at_most_once"])),
@@ -102,7 +113,9 @@ def test_what_is_about_the_request_is_not_of_the_command(document):
 def test_spelling_means_nothing(document):
     """The case of a locale or a domain, and a default that is written out, are not another command."""
     again = msgspec.json.decode(msgspec.json.encode(document))
-    again["payload"]["to"] = [f"{text.partition('@')[0]}@{text.partition('@')[2].upper()}" for text in again["payload"]["to"]]
+    again["payload"]["to"] = [
+        f"{text.partition('@')[0]}@{text.partition('@')[2].upper()}" for text in again["payload"]["to"]
+    ]
     if "locale" in again["payload"]:
         again["payload"]["locale"] = again["payload"]["locale"].swapcase()
     again.setdefault("source", "api")
@@ -174,14 +187,19 @@ def test_every_field_of_a_command_is_fingerprinted(name):
 def test_the_fingerprint_is_keyed(document, one, other):
     """Another deployment's key gives another fingerprint, so that a short code can't be guessed from it."""
     command = parse_request(msgspec.convert(document, DeliveryRequest), RULES)
-    assert (fingerprint(command, one) == fingerprint(command, other)) == (one.ljust(64, b"\0") == other.ljust(64, b"\0"))
+    assert (fingerprint(command, one) == fingerprint(command, other)) == (
+        one.ljust(64, b"\0") == other.ljust(64, b"\0")
+    )
     assert len(fingerprint(command, one)) == 16
 
 
 @given(st.dictionaries(NAMES, JSON, max_size=5))
 def test_any_json_variables_are_taken_or_refused(variables):
     """Whatever JSON a producer sends as variables, it is refused by a code or has a fingerprint."""
-    document = {"payload_mode": "template", "payload": {"to": ["ann@example.org"], "template_id": "a", "locale": "en"}}
+    document = {
+        "payload_mode": "template",
+        "payload": {"to": ["ann@example.org"], "template_id": "a", "locale": "en"},
+    }
     document["payload"]["variables"] = variables
     try:
         _mark(document)
@@ -191,20 +209,24 @@ def test_any_json_variables_are_taken_or_refused(variables):
 
 @given(
     st.fixed_dictionaries(
-        {"payload_mode": st.sampled_from(["rendered", "template"]) | SOME_TEXT, "payload": st.fixed_dictionaries(
-            {"to": st.lists(ADDRESSES | SOME_TEXT, max_size=3)},
-            optional={
-                "cc": st.lists(SOME_TEXT, max_size=2),
-                "subject": SOME_TEXT,
-                "text": SOME_TEXT,
-                "template_id": SOME_TEXT,
-                "locale": SOME_TEXT,
-                "variables": st.dictionaries(SOME_TEXT, JSON, max_size=3),
-                "attachments": st.lists(
-                    st.builds(Attachment, SOME_TEXT.filter(bool), st.binary(max_size=5), SOME_TEXT), max_size=2
-                ),
-            },
-        )},
+        {
+            "payload_mode": st.sampled_from(["rendered", "template"]) | SOME_TEXT,
+            "payload": st.fixed_dictionaries(
+                {"to": st.lists(ADDRESSES | SOME_TEXT, max_size=3)},
+                optional={
+                    "cc": st.lists(SOME_TEXT, max_size=2),
+                    "subject": SOME_TEXT,
+                    "text": SOME_TEXT,
+                    "template_id": SOME_TEXT,
+                    "locale": SOME_TEXT,
+                    "variables": st.dictionaries(SOME_TEXT, JSON, max_size=3),
+                    "attachments": st.lists(
+                        st.builds(Attachment, SOME_TEXT.filter(bool), st.binary(max_size=5), SOME_TEXT),
+                        max_size=2,
+                    ),
+                },
+            ),
+        },
         optional={
             "source": SOME_TEXT,
             "class": SOME_TEXT,

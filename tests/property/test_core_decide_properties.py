@@ -85,6 +85,7 @@ def outcomes(draw: st.DrawFn, states: str, severities=tuple(Severity), scopes=tu
 
 @st.composite
 def cases(draw: st.DrawFn, severities=tuple(Severity), scopes=tuple(Scope)) -> Case:
+    """Draw a delivery with somebody still open, and an answer for each of those."""
     states = draw(st.text("osfx", min_size=1, max_size=5).filter(lambda text: "o" in text))
     ladder_s = draw(st.lists(st.floats(1, 1e5), min_size=1, max_size=6).map(tuple))
     return Case(
@@ -179,9 +180,7 @@ def test_an_unknown_outcome_is_held_under_at_most_once(case):
     if case.guarantee is Guarantee.AT_MOST_ONCE:
         assert decision.status is S.HELD
     else:
-        assert decision.status is (
-            S.RENDERED if case.rungs_used < len(case.ladder_s) else S.DEAD_LETTER
-        )
+        assert decision.status is (S.RENDERED if case.rungs_used < len(case.ladder_s) else S.DEAD_LETTER)
         assert decision.uses_rung == (decision.status is S.RENDERED)
 
 
@@ -192,7 +191,8 @@ def test_a_delivery_never_takes_more_rungs_than_its_ladder_has(case, data):
     for _ in range(MAX_ATTEMPTS):
         decision = case.decide()
         assert all(
-            before in ("o", after) for before, after in zip(case.states, decision.recipient_states, strict=True)
+            before in ("o", after)
+            for before, after in zip(case.states, decision.recipient_states, strict=True)
         )
         case.rungs_used += decision.uses_rung
         if decision.status is not S.RENDERED:

@@ -14,7 +14,9 @@ LADDERS = st.lists(st.floats(0.001, 1e6), min_size=1, max_size=12).map(tuple)
 @given(st.integers(0, 10**9))
 def test_a_duration_survives_a_round_trip(milliseconds):
     """What is written is read back to the millisecond, the finest unit there is."""
-    assert parse_duration(format_duration(milliseconds / 1000)) == pytest.approx(milliseconds / 1000, abs=1e-4)
+    assert parse_duration(format_duration(milliseconds / 1000)) == pytest.approx(
+        milliseconds / 1000, abs=1e-4
+    )
 
 
 @given(LADDERS, st.integers(0, 15), CHANCES)

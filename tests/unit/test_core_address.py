@@ -130,7 +130,8 @@ def test_an_encoded_word_is_only_text():
 
 
 @pytest.mark.parametrize(
-    ("octets", "local"), [(64, "a" * 64), (64, "é" * 32), (65, "a" * 65), (65, "é" * 32 + "a"), (66, "é" * 33)]
+    ("octets", "local"),
+    [(64, "a" * 64), (64, "é" * 32), (65, "a" * 65), (65, "é" * 32 + "a"), (66, "é" * 33)],
 )
 def test_bounds_the_local_part_in_octets(octets, local):
     """64 octets before the @ pass, one more does not, whatever script they are in."""
@@ -190,7 +191,14 @@ def test_bounds_the_display_name(length, accepted, template):
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(
     "text",
-    [" " * 20_000 + "x", "a " * 10_000, "a" + " " * 20_000 + '"', '"' + "\\" * 20_001, "a." * 10_000, "(" * 20_000],
+    [
+        " " * 20_000 + "x",
+        "a " * 10_000,
+        "a" + " " * 20_000 + '"',
+        '"' + "\\" * 20_001,
+        "a." * 10_000,
+        "(" * 20_000,
+    ],
     ids=["blanks", "words", "blanks then quote", "backslashes", "dots", "brackets"],
 )
 def test_a_hostile_text_does_not_hold_the_process(text):
@@ -199,7 +207,9 @@ def test_a_hostile_text_does_not_hold_the_process(text):
         parse_mailbox(text)
 
 
-@pytest.mark.parametrize("text", ["secret-ann@exa mple.org", "secret\x00@example.org", f"{'secret' * 50}@example.org"])
+@pytest.mark.parametrize(
+    "text", ["secret-ann@exa mple.org", "secret\x00@example.org", f"{'secret' * 50}@example.org"]
+)
 def test_the_error_never_repeats_the_address(text):
     """Errors are answered and logged, so they say what is wrong and not whose address it is."""
     with pytest.raises(AddressError) as caught:

@@ -131,7 +131,11 @@ REFUSED = [
         "payload.attachments[0].content_type",
     ),
     (rendered({"attachments": (file(filename="a\nb"),)}), "invalid_field", "payload.attachments[0].filename"),
-    (rendered({"attachments": (file(content_id="a b"),)}), "invalid_field", "payload.attachments[0].content_id"),
+    (
+        rendered({"attachments": (file(content_id="a b"),)}),
+        "invalid_field",
+        "payload.attachments[0].content_id",
+    ),
     (template({"template_id": None}), "missing_field", "payload.template_id"),
     (template({"template_id": "../etc"}), "unknown_template", "payload.template_id"),
     (template({"template_id": ""}), "unknown_template", "payload.template_id"),
@@ -151,7 +155,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("request_", "code", "field"), REFUSED, ids=lambda value: value if type(value) is str else "")
+@pytest.mark.parametrize(
+    ("request_", "code", "field"), REFUSED, ids=lambda value: value if type(value) is str else ""
+)
 def test_refuses_with_code_and_field(request_, code, field):
     """A command that can't be taken says why, by the contract's code, and where."""
     with pytest.raises(CommandError) as caught:
@@ -181,7 +187,13 @@ def test_the_error_holds_no_personal_data():
 
 @pytest.mark.parametrize(
     "member",
-    [{"to": 5}, {"to": "ann@example.org"}, {"to": [None]}, {"attachments": [{"filename": ""}]}, {"colour": 1}],
+    [
+        {"to": 5},
+        {"to": "ann@example.org"},
+        {"to": [None]},
+        {"attachments": [{"filename": ""}]},
+        {"colour": 1},
+    ],
     ids=str,
 )
 def test_the_shape_is_checked_by_the_decoder(member):
@@ -238,7 +250,8 @@ def test_a_template_becomes_a_command():
 
 
 @pytest.mark.parametrize(
-    ("source", "delivery_class"), [("authsession", "auth"), ("notification", "transactional"), ("api", "transactional")]
+    ("source", "delivery_class"),
+    [("authsession", "auth"), ("notification", "transactional"), ("api", "transactional")],
 )
 def test_the_class_follows_the_source(source, delivery_class):
     """Without a class a command gets that of its source."""
@@ -259,12 +272,15 @@ def test_the_guarantee_follows_the_class():
 def test_a_recipient_counts_once():
     """An address that is named twice has one place in the envelope, the first; the case of a domain does not matter."""
     command = parse_request(
-        rendered({"to": ("Ann <ann@example.org>",), "cc": ("ann@EXAMPLE.org",), "bcc": ("bob@example.org",)}), RULES
+        rendered({"to": ("Ann <ann@example.org>",), "cc": ("ann@EXAMPLE.org",), "bcc": ("bob@example.org",)}),
+        RULES,
     )
     assert [mailbox.address for mailbox in command.recipients] == ["ann@example.org", "bob@example.org"]
 
 
-@pytest.mark.parametrize("limit", ["recipients", "subject_chars", "body_bytes", "attachments", "attachment_bytes"])
+@pytest.mark.parametrize(
+    "limit", ["recipients", "subject_chars", "body_bytes", "attachments", "attachment_bytes"]
+)
 def test_what_is_exactly_at_a_limit_passes(limit):
     """A limit is the largest value that is still taken."""
     limits = RULES.limits
@@ -346,7 +362,9 @@ def test_a_login_code_becomes_a_command():
     command = parse_login_code(login_code(purpose="signup", expires_in_s=600), CommandRules(), 900)
     assert command.source is Source.AUTHSESSION
     assert command.delivery_class is DeliveryClass.AUTH
-    assert command.content == TemplateContent("login-code", "en", {"code": "123456", "expires_in_minutes": 10})
+    assert command.content == TemplateContent(
+        "login-code", "en", {"code": "123456", "expires_in_minutes": 10}
+    )
     assert command.expires_in_s == 600
     assert command.supersede_key == "login-code:signup"
 
@@ -374,7 +392,9 @@ def test_refuses_a_login_code_with_code_and_field(fields, code, field):
     assert "12" not in caught.value.message
 
 
-@pytest.mark.parametrize("fields", [{"code": ""}, {"code": "1" * 65}, {"expires_in_s": 0}, {"purpose": ""}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{"code": ""}, {"code": "1" * 65}, {"expires_in_s": 0}, {"purpose": ""}], ids=str
+)
 def test_bounds_a_login_code(fields):
     """Empty or endless fields do not decode."""
     document = {"email": "ann@example.org", "code": "1", "locale": "en"} | fields

@@ -25,7 +25,8 @@ def test_reads_what_people_write(text, seconds):
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "5", "s", "-5s", "5 m", "5m 3s", "1e3s", "inf", "nan", "5x", "5mm", "5s,", "1.s", ".5s", "٣s"]
+    "text",
+    ["", " ", "5", "s", "-5s", "5 m", "5m 3s", "1e3s", "inf", "nan", "5x", "5mm", "5s,", "1.s", ".5s", "٣s"],
 )
 def test_refuses_anything_else(text):
     """What is not a duration raises; nothing is guessed."""

@@ -26,6 +26,7 @@ def test_the_password_is_never_shown():
         {"password": "x"},
         {"username": "a\0b", "password": "x"},
         {"username": "a", "password": "x\0"},
+        {"username": "a", "password": "\udcff"},
         {"port": 0},
         {"port": 65536},
         {"max_connections": 0},

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mailkeep.cli import queue, sinkhole, templates
+from mailkeep.cli import malformed, queue, sinkhole, templates
 from mailkeep.cli.config import config
 from mailkeep.cli.dev import dev
 from mailkeep.cli.healthcheck import healthcheck
@@ -39,6 +39,9 @@ app.command(short_help="Show what is configured, and from where.")(config)
 app.command(short_help="Probe a running service; for containers.")(healthcheck)
 app.command(short_help="Send one mail and follow it.")(send)
 app.add_typer(queue.app, name="queue", short_help="Show and flush what waits, on every replica.")
+app.add_typer(
+    malformed.app, name="malformed", short_help="Look at commands that could not be taken, and replay them."
+)
 app.add_typer(templates.app, name="templates", short_help="Check, list and try the templates of mail.")
 app.add_typer(sinkhole.app, name="sinkhole", short_help="Run an SMTP server whose answers you choose.")
 

@@ -31,18 +31,24 @@ async def open_store() -> AsyncIterator["Store"]:
 
 def ask(question: Callable[["OperatorQueue"], Awaitable[T]]) -> T:
     """Return the answer of the queue to `question`; leave with one clear line when it can't answer."""
+    from mailkeep.operator.queue import OperatorQueue
+
+    return ask_store(lambda store: question(OperatorQueue(store)))
+
+
+def ask_store(question: Callable[["Store"], Awaitable[T]]) -> T:
+    """Return the answer of the store to `question`; leave with one clear line when it can't answer."""
     import asyncio
 
     import typer
 
     from mailkeep.cli.output import EXIT_UNAVAILABLE, fail
     from mailkeep.core.command import CommandError
-    from mailkeep.operator.queue import OperatorQueue
     from mailkeep.store.errors import StoreUnavailableError
 
     async def run() -> T:
         async with open_store() as store:
-            return await question(OperatorQueue(store))
+            return await question(store)
 
     try:
         return asyncio.run(run())

@@ -26,11 +26,11 @@ ID_DRIFT_S: Final = 86_400.0
 """How far the instant in a producer's delivery id may be from now: the store keeps a partition for each day around now."""
 MAX_KEY_CHARS: Final = 255
 MAX_SUPERSEDE_KEY_CHARS: Final = 255
-_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_CONTENT_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
+KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+CONTENT_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
 TEMPLATE_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_LOCALE: Final = re.compile(r"[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8}){0,4}")
+LOCALE: Final = re.compile(r"[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8}){0,4}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _BODY_CONTROL: Final = re.compile(r"[\x00\ud800-\udfff]")
 EPOCH_MS_MAX: Final = (
@@ -246,7 +246,7 @@ def parse_request(request: DeliveryRequest, rules: CommandRules) -> Command:
     default_guarantee = rules.guarantees.get(delivery_class, Guarantee.AT_LEAST_ONCE)
     if request.idempotency_key is not None:
         check_key(request.idempotency_key)
-    if request.traceparent is not None and not _TRACEPARENT.fullmatch(request.traceparent):
+    if request.traceparent is not None and not TRACEPARENT.fullmatch(request.traceparent):
         raise CommandError(FailureCode.INVALID_FIELD, "traceparent", "must be a W3C traceparent")
     payload = request.payload
     command = Command(
@@ -268,21 +268,23 @@ def parse_request(request: DeliveryRequest, rules: CommandRules) -> Command:
     return command
 
 
-def parse_delivery_id(text: str, now_s: float) -> UUID:
-    """Return a producer's own delivery id. Raises `CommandError` unless it is a UUIDv7 of about `now_s`."""
+def parse_delivery_id(text: str, now_s: float, max_age_s: float = ID_DRIFT_S) -> UUID:
+    """Return a producer's own delivery id. Raises `CommandError` unless it is a UUIDv7 and at most `max_age_s` old."""
     try:
         delivery_id = UUID(text)
     except ValueError:
         delivery_id = UUID(int=0)
-    drift_s = (delivery_id.int >> 80) / 1000 - now_s
-    if delivery_id.version != 7 or abs(drift_s) > ID_DRIFT_S:
-        raise CommandError(FailureCode.INVALID_FIELD, "delivery_id", "must be a UUIDv7 made today")
+    age_s = now_s - (delivery_id.int >> 80) / 1000
+    if delivery_id.version != 7 or not -ID_DRIFT_S <= age_s <= max_age_s:
+        days = round(max_age_s / 86_400)
+        made = "today" if days == 1 else f"in the last {days} days"
+        raise CommandError(FailureCode.INVALID_FIELD, "delivery_id", f"must be a UUIDv7 made {made}")
     return delivery_id
 
 
 def check_key(key: str) -> None:
     """Raise `CommandError` unless `key` is 1 to 255 visible ASCII characters."""
-    if not _KEY.fullmatch(key):
+    if not KEY.fullmatch(key):
         raise CommandError(
             FailureCode.INVALID_FIELD,
             "idempotency_key",
@@ -345,7 +347,7 @@ def _template(payload: Payload, limits: Limits) -> TemplateContent:
 
 def check_locale(locale: str, field: str = "payload.locale") -> str:
     """Return `locale` in canonical BCP 47 letter case (`pt-br` is `pt-BR`). Raises `CommandError`."""
-    if not _LOCALE.fullmatch(locale):
+    if not LOCALE.fullmatch(locale):
         raise CommandError(FailureCode.INVALID_LOCALE, field, "is not a BCP 47 language tag such as pt-BR")
     language, *rest = locale.split("-")
     subtags = [language.lower()]
@@ -415,14 +417,14 @@ def _attachments(attachments: tuple[Attachment, ...], limits: Limits) -> tuple[A
             raise CommandError(
                 FailureCode.TOO_LARGE, f"{field}.content", f"is larger than {limits.attachment_bytes} bytes"
             )
-        if not _CONTENT_TYPE.fullmatch(attachment.content_type):
+        if not CONTENT_TYPE.fullmatch(attachment.content_type):
             raise CommandError(
                 FailureCode.INVALID_FIELD, f"{field}.content_type", "must be like application/pdf"
             )
         for name in ("filename", "content_id"):
             text = getattr(attachment, name)
             if text is not None and (
-                _CONTROL.search(text) or (name == "content_id" and not _KEY.fullmatch(text))
+                _CONTROL.search(text) or (name == "content_id" and not KEY.fullmatch(text))
             ):
                 raise CommandError(
                     FailureCode.INVALID_FIELD, f"{field}.{name}", "contains a forbidden character"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
+from uuid import UUID
 
 import msgspec
 
@@ -10,7 +11,6 @@ from mailkeep.core.command import CommandError, FailureCode
 
 MAX_RAW_BYTES: Final = 256 * 1024
 """Raw bytes kept of one malformed command; longer values are cut, and the command can't be replayed."""
-MAX_FIELD_BYTES: Final = 64 * 1024
 MAX_NAME_BYTES: Final = 128
 MAX_FIELDS: Final = 64
 MAX_SHOWN_CHARS: Final = 100
@@ -38,8 +38,14 @@ class Malformed(msgspec.Struct, frozen=True):
     cut: bool
 
 
-def malformed(intake: Intake, entry_id: str, fields: Mapping[bytes, bytes], fault: CommandError) -> Malformed:
-    """Return the record of a command that `fault` refused."""
+def malformed(
+    intake: Intake,
+    entry_id: str,
+    fields: Mapping[bytes, bytes],
+    fault: CommandError,
+    delivery_id: UUID | None = None,
+) -> Malformed:
+    """Return the record of a command that `fault` refused; `delivery_id` as its producer was answered, if it was."""
     kept, cut = _bounded(fields)
     return Malformed(
         intake=intake,
@@ -47,7 +53,7 @@ def malformed(intake: Intake, entry_id: str, fields: Mapping[bytes, bytes], faul
         failure_code=fault.code,
         field=fault.field[:MAX_NAME_BYTES].replace("\0", "\\0"),
         message=fault.message,
-        delivery_id=_shown(fields.get(b"delivery_id")),
+        delivery_id=str(delivery_id) if delivery_id else _shown(fields.get(b"delivery_id")),
         source=_shown(fields.get(b"source")),
         raw=msgspec.msgpack.encode(kept),
         cut=cut,
@@ -63,7 +69,7 @@ def _bounded(fields: Mapping[bytes, bytes]) -> tuple[dict[bytes, bytes], bool]:
     kept: dict[bytes, bytes] = {}
     left, cut = MAX_RAW_BYTES, len(fields) > MAX_FIELDS
     for name, value in list(fields.items())[:MAX_FIELDS]:
-        short_name, short_value = name[:MAX_NAME_BYTES], value[: min(MAX_FIELD_BYTES, left)]
+        short_name, short_value = name[:MAX_NAME_BYTES], value[:left]
         cut = cut or len(short_name) < len(name) or len(short_value) < len(value)
         left -= len(short_value)
         kept[short_name] = short_value

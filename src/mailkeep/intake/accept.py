@@ -5,6 +5,7 @@ durable; what could not be stored reserved nothing. A delivery for which this re
 claimed and handed to them in memory after the commit, so that the fast path needs no claim query.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ import msgspec
 
 from mailkeep.core.address import Mailbox
 from mailkeep.core.command import (
+    EPOCH_MS_MAX,
     Command,
     CommandError,
     CommandRules,
@@ -52,6 +54,23 @@ class Accepted(msgspec.Struct, frozen=True):
     def suppressed(self) -> bool:
         """Whether it ended at birth (stub mode)."""
         return self.status is DeliveryStatus.SUPPRESSED
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A delivery that is ready to be stored; `has_own_id`: its id came with the command."""
+
+    new: NewDelivery
+    has_own_id: bool
+
+    def accepted(self, answer: UUID | KeyHolder | StoreError) -> Accepted:
+        """Return what the store's `answer` means to the caller. Raises `CommandError` and `StoreError`."""
+        if isinstance(answer, StoreRefusedError) and self.has_own_id:
+            raise CommandError(FailureCode.INVALID_FIELD, "delivery_id", "belongs to another delivery")
+        if isinstance(answer, StoreError):
+            raise answer
+        if isinstance(answer, KeyHolder):
+            return _replay(answer, self.new.fingerprint)
+        return Accepted(self.new.id, self.new.status)
 
 
 class AcceptPolicy(msgspec.Struct, frozen=True):
@@ -100,27 +119,45 @@ class Accept:
         `StoreUnavailableError` or `OverloadedError` when it can't be stored now: then nothing is reserved, or the same
         call under the same key finds what was.
         """
-        mark = fingerprint(command, self._store.hash_key)
         try:
-            new = self._deliverable(command, key, mark, delivery_id, traceparent)
+            prepared = self.prepare(command, key=key, delivery_id=delivery_id, traceparent=traceparent)
         except CommandError:
-            # The catalog may have changed since the first call: what was accepted then is still answered alike.
-            replay = await self._find(command, key, mark) if key else None
+            replay = await self.find(command, key) if key else None
             if replay is None:
                 raise
             return replay
+        return prepared.accepted(await self.store(prepared))
+
+    def prepare(
+        self,
+        command: Command,
+        *,
+        key: str | None,
+        delivery_id: UUID | None = None,
+        traceparent: str | None = None,
+    ) -> "Prepared":
+        """Return the delivery that `command` makes, rendered; nothing is stored. Raises `CommandError`."""
+        new = self._deliverable(command, key, delivery_id, traceparent)
+        return Prepared(new, has_own_id=delivery_id is not None)
+
+    def store(self, prepared: "Prepared") -> "asyncio.Future[UUID | KeyHolder | StoreError]":
+        """Hand a delivery to the next commit; `Prepared.accepted` reads the answer. Raises `OverloadedError`."""
+        new = prepared.new
         new.status = self._birth_status(new)
         try:
-            committed = self._committing.submit(new)
+            return self._committing.submit(new)
         except OverloadedError:
             self._withdraw(new)
             raise
-        answer = await committed
-        if isinstance(answer, StoreRefusedError) and delivery_id is not None:
-            raise CommandError(FailureCode.INVALID_FIELD, "delivery_id", "belongs to another delivery")
-        if isinstance(answer, StoreError):
-            raise answer
-        return Accepted(new.id, new.status) if isinstance(answer, UUID) else _replay(answer, mark)
+
+    async def find(self, command: Command, key: str) -> Accepted | None:
+        """Return what `command` was answered before under `key`, None if never.
+
+        The catalog may have changed since: what was accepted then is still answered alike. Raises `CommandError` when the
+        key belongs to another command.
+        """
+        holder = (await self._store.find_keys([(command.source, key)])).get((command.source, key))
+        return _replay(holder, fingerprint(command, self._store.hash_key)) if holder else None
 
     async def drain(self) -> None:
         """Wait until every commit under way is done."""
@@ -132,7 +169,6 @@ class Accept:
         self,
         command: Command,
         key: str | None,
-        mark: bytes,
         delivery_id: UUID | None,
         traceparent: str | None,
     ) -> NewDelivery:
@@ -153,7 +189,7 @@ class Accept:
             status=DeliveryStatus.RENDERED,
             next_hop=self._routes.next_hop(recipients[0].domain),
             idempotency_key=key or str(new_delivery_id),
-            fingerprint=mark,
+            fingerprint=fingerprint(command, self._store.hash_key),
             sender=self.policy.sender.address,
             recipients=tuple(mailbox.address for mailbox in recipients),
             recipient_hashes=tuple(
@@ -219,7 +255,7 @@ class Accept:
         if expires_in_s is None:
             return None
         begins_s = max(now_s, (command.send_at_ms or 0) / 1000)
-        return datetime.fromtimestamp(begins_s + expires_in_s, UTC)
+        return _instant(min(int((begins_s + expires_in_s) * 1000), EPOCH_MS_MAX))
 
     def _supersede_hash(self, command: Command) -> bytes | None:
         if command.supersede_key is None:
@@ -230,8 +266,11 @@ class Accept:
     def _birth_status(self, new: NewDelivery) -> DeliveryStatus:
         if self.policy.stub:
             return DeliveryStatus.SUPPRESSED
-        if new.send_at is None and self._pool.reserve(
-            new.id, new.next_hop, new.delivery_class, new.size_bytes
+        # The same command twice at once has one id; only the first takes a place for it.
+        if (
+            new.send_at is None
+            and new.id not in self._pool.held
+            and self._pool.reserve(new.id, new.next_hop, new.delivery_class, new.size_bytes)
         ):
             return DeliveryStatus.SENDING
         return DeliveryStatus.RENDERED
@@ -263,10 +302,6 @@ class Accept:
     def _withdraw(self, new: NewDelivery) -> None:
         if new.status is DeliveryStatus.SENDING and self._pool.held.get(new.id, new) is None:
             self._pool.cancel(new.id, new.delivery_class)
-
-    async def _find(self, command: Command, key: str, mark: bytes) -> Accepted | None:
-        holder = (await self._store.find_keys([(command.source, key)])).get((command.source, key))
-        return _replay(holder, mark) if holder else None
 
 
 def _replay(holder: KeyHolder, mark: bytes) -> Accepted:

@@ -1,104 +1,174 @@
 """Commands that nobody waits for an answer to: from the stream and from SQL, each to a delivery or a malformed record.
 
-The one meaning of a command is `accept`'s; here is only what happens to those it refuses.
+The one meaning of a command is `accept`'s; here is only what happens to those it refuses. A batch is prepared command by
+command and stored in one commit.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
+from uuid import UUID
 
 import msgspec
 import structlog
 
-from mailkeep.core.command import CommandError, parse_delivery_id, parse_request
+from mailkeep.core.command import (
+    ID_DRIFT_S,
+    Command,
+    CommandError,
+    FailureCode,
+    parse_delivery_id,
+    parse_request,
+)
 from mailkeep.core.malformed import Intake, Malformed, malformed
-from mailkeep.intake.accept import Accept, Accepted
+from mailkeep.core.queue import KeyHolder
+from mailkeep.intake.accept import Accept, Accepted, Prepared
 from mailkeep.intake.stream_entry import REQUIRED, REQUIRED_OF_STREAM, parse_entry
-from mailkeep.store.errors import StoreUnavailableError
+from mailkeep.store.errors import StoreError, StoreUnavailableError
 from mailkeep.store.group_commit import OverloadedError
 from mailkeep.store.malformed import MalformedCommands
+from mailkeep.store.postgres import Store
 
 SLICE: Final = 16
-"""Commands worked on before the event loop gets a turn: a login code waits for a few milliseconds at most."""
+"""Commands prepared before the event loop gets a turn: a login code waits for a few milliseconds at most."""
+MAX_AGE_S: Final = 7 * 86_400.0
+"""How long a command may have waited (a stop of the service, a stream read again): as long as keys are kept at least.
+Beyond it nobody could tell any more whether it was sent before."""
+_DAYS_BEHIND: Final = 8
+"""Partitions for ids of that age: the days that seven times 24 hours touch."""
 _REQUIRED: Final = {Intake.STREAM: REQUIRED_OF_STREAM, Intake.SQL: REQUIRED}
 
 
 class RawCommand(msgspec.Struct, frozen=True):
-    """One command as it came: `entry_id` names it in its intake."""
+    """One command as it came. `entry_id` names it in its intake; `fault` was found before its fields could be looked at.
 
+    `delivery_id` is what its producer was answered, where that was before anybody looked at it.
+    """
+
+    intake: Intake
     entry_id: str
     fields: Mapping[bytes, bytes]
+    fault: CommandError | None = None
+    delivery_id: UUID | None = None
+
+    def refused(self, fault: CommandError) -> Malformed:
+        """Return the record of this command, which `fault` refused."""
+        return malformed(self.intake, self.entry_id, self.fields, fault, self.delivery_id)
 
 
-class Taken(msgspec.Struct, frozen=True):
-    """What became of a batch."""
+Stored = UUID | KeyHolder | StoreError
 
-    deliveries: int = 0
-    duplicates: int = 0
-    malformed: int = 0
+
+class _Undeliverable(msgspec.Struct, frozen=True):
+    """A valid command that can't be delivered as things are now; it may have been accepted when they were otherwise."""
+
+    command: Command
+    key: str
+    fault: CommandError
 
 
 class CommandIntake:
     """Takes batches of commands; every command of a batch is accounted for when `take` returns."""
 
-    def __init__(
-        self, intake: Intake, accept: Accept, records: MalformedCommands, now_s: Callable[[], float]
-    ) -> None:
-        self._intake = intake
+    def __init__(self, accept: Accept, store: Store, now_s: Callable[[], float]) -> None:
         self._accept = accept
-        self._records = records
+        self._store = store
+        self._records = MalformedCommands(store)
         self._now_s = now_s
         self._log = structlog.get_logger("command_intake")
 
-    async def take(self, commands: Sequence[RawCommand]) -> Taken:
-        """Make each command a delivery, a duplicate or a malformed record, all of it durable.
+    async def take(self, commands: Sequence[RawCommand]) -> list[Accepted | Malformed]:
+        """Make each command a delivery, a duplicate or a malformed record, all of it durable; answers in order.
 
         Raises `StoreUnavailableError`: then the whole batch is to be taken again, which doubles nothing.
         """
-        answers: list[Accepted | Malformed] = []
-        for begin in range(0, len(commands), SLICE):
-            slice_ = commands[begin : begin + SLICE]
-            found = await asyncio.gather(*map(self.take_one, slice_), return_exceptions=True)
-            for answer in found:
-                if isinstance(answer, BaseException):
-                    raise answer
-                answers.append(answer)
+        prepared: list[Prepared | _Undeliverable | Malformed] = []
+        for index, command in enumerate(commands):
+            if index % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            prepared.append(self._prepare(command))
+        stored = iter(await self._stored([ready for ready in prepared if isinstance(ready, Prepared)]))
+        answers = [
+            await self._answer(command, ready, stored)
+            for command, ready in zip(commands, prepared, strict=True)
+        ]
         refused = [answer for answer in answers if isinstance(answer, Malformed)]
         if refused:
             await self._records.keep(refused, self._now_s())
             self._say(refused)
-        duplicates = sum(answer.replayed for answer in answers if isinstance(answer, Accepted))
-        return Taken(len(answers) - len(refused) - duplicates, duplicates, len(refused))
+        return answers
 
-    async def take_one(self, command: RawCommand) -> Accepted | Malformed:
-        """Make `command` a delivery or find why it can't be one. Raises `StoreUnavailableError`."""
+    def _prepare(self, command: RawCommand) -> Prepared | _Undeliverable | Malformed:
         try:
-            limits = self._accept.policy.rules.limits
-            request = parse_entry(command.fields, 2 * limits.message_bytes, _REQUIRED[self._intake])
-            delivery_id = (
-                parse_delivery_id(request.delivery_id, self._now_s()) if request.delivery_id else None
-            )
-            return await self._accept.accept(
-                parse_request(request, self._accept.policy.rules),
-                key=request.idempotency_key,
-                delivery_id=delivery_id,
-                traceparent=request.traceparent,
-            )
+            if command.fault is not None:
+                return command.refused(command.fault)
+            rules = self._accept.policy.rules
+            request = parse_entry(command.fields, 2 * rules.limits.message_bytes, _REQUIRED[command.intake])
+            assert request.delivery_id is not None  # the consumer of SQL commands gives it
+            delivery_id = parse_delivery_id(request.delivery_id, self._now_s(), MAX_AGE_S)
+            key, parsed = request.idempotency_key or str(delivery_id), parse_request(request, rules)
+            try:
+                return self._accept.prepare(
+                    parsed, key=key, delivery_id=delivery_id, traceparent=request.traceparent
+                )
+            except CommandError as fault:
+                return _Undeliverable(parsed, key, fault)
         except CommandError as fault:
-            return malformed(self._intake, command.entry_id, command.fields, fault)
+            return command.refused(fault)
+        except Exception as fault:  # noqa: BLE001 - a boundary: a command that trips us is malformed, the others go on
+            return command.refused(self._tripped(command, fault))
+
+    async def _stored(self, prepared: Sequence[Prepared]) -> "list[Stored | BaseException]":
+        """Store all in one commit; answers what `Prepared.accepted` reads, or what the commit raised."""
+        oldest_s = min(((ready.new.id.int >> 80) / 1000 for ready in prepared), default=self._now_s())
+        if oldest_s < self._now_s() - ID_DRIFT_S:
+            await self._store.ensure_partitions(_DAYS_BEHIND)
+        try:
+            committing = [self._accept.store(ready) for ready in prepared]
         except OverloadedError as fault:
             raise StoreUnavailableError(str(fault), in_doubt=False) from fault
+        return await asyncio.gather(*committing, return_exceptions=True)
+
+    async def _answer(
+        self,
+        command: RawCommand,
+        ready: Prepared | _Undeliverable | Malformed,
+        stored: "Iterator[Stored | BaseException]",
+    ) -> Accepted | Malformed:
+        try:
+            match ready:
+                case Malformed():
+                    return ready
+                case _Undeliverable(command=parsed, key=key, fault=fault):
+                    return await self._accept.find(parsed, key) or command.refused(fault)
+                case Prepared():
+                    answer = next(stored)
+                    if isinstance(answer, BaseException) and not isinstance(answer, StoreError):
+                        raise answer
+                    return ready.accepted(answer)
+        except CommandError as fault:
+            return command.refused(fault)
+
+    def _tripped(self, command: RawCommand, fault: Exception) -> CommandError:
+        # Its words may hold what the command held; its type and place do not.
+        place = traceback.extract_tb(fault.__traceback__)[-1]
+        self._log.error(
+            "command met a fault",
+            entry_id=command.entry_id,
+            error=type(fault).__name__,
+            at=f"{place.filename}:{place.lineno}",
+        )
+        return CommandError(FailureCode.INVALID_FIELD, "", f"met a fault of Mailkeep: {type(fault).__name__}")
 
     def _say(self, refused: Sequence[Malformed]) -> None:
         for record in refused:
-            known = {
-                "entry_id": record.entry_id,
-                "failure_code": record.failure_code,
-                "field": record.field,
-                "delivery_id": record.delivery_id,
-                "source": record.source,
-            }
-            if self._intake is Intake.STREAM:
-                self._log.warning("stream command rejected", **known)
-            else:
-                self._log.warning("sql command rejected", **known)
+            event = "stream command rejected" if record.intake is Intake.STREAM else "sql command rejected"
+            self._log.warning(
+                event,
+                entry_id=record.entry_id,
+                failure_code=record.failure_code,
+                field=record.field,
+                delivery_id=record.delivery_id,
+                source=record.source,
+            )

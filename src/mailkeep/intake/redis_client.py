@@ -4,7 +4,8 @@ The client's own retries are off: a blocking read that is silently repeated can 
 its default timeout is shorter than our reads wait. Whoever uses the client reconnects by itself.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 from redis.asyncio import Redis, Sentinel
@@ -18,24 +19,36 @@ READ_TIMEOUT_S: Final = 10.0
 """Longer than any read blocks (2 s): a silent connection is given up and made anew."""
 
 
-def redis_connector(settings: Settings) -> Callable[[], Redis] | None:
+Connect = Callable[[], AbstractAsyncContextManager[Redis]]
+"""Makes a client with connections of its own, closed when it is left."""
+
+
+def redis_connector(settings: Settings) -> Connect | None:
     """Return what makes a client for the configured Redis, or None if none is configured."""
     options: dict[str, Any] = {
         "username": settings.redis_username,
         "password": settings.redis_password.reveal() if settings.redis_password else None,
         "db": settings.redis_database,
+        "ssl": settings.redis_tls,
         "socket_timeout": READ_TIMEOUT_S,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "protocol": 2,  # nothing here needs RESP3, and an answer has one shape
         "retry": Retry(NoBackoff(), 0),
     }
-    address = settings.redis_master_addr
     if settings.redis_sentinel_addrs:
-        sentinels = [(sentinel.host, sentinel.port) for sentinel in settings.redis_sentinel_addrs]
-        return lambda: Sentinel(sentinels, socket_timeout=CONNECT_TIMEOUT_S).master_for(  # type: ignore[no-untyped-call] # redis-py declares no types there
-            settings.redis_sentinel_master, ssl=settings.redis_tls, **options
-        )
+        return lambda: _by_sentinels(settings, options)
+    address = settings.redis_master_addr
     if address is None:
         return None
     if address.is_socket:
         return lambda: Redis(unix_socket_path=address.host, **options)
-    return lambda: Redis(host=address.host, port=address.port, ssl=settings.redis_tls, **options)
+    return lambda: Redis(host=address.host, port=address.port, **options)
+
+
+@asynccontextmanager
+async def _by_sentinels(settings: Settings, options: dict[str, Any]) -> AsyncIterator[Redis]:
+    addresses = [(sentinel.host, sentinel.port) for sentinel in settings.redis_sentinel_addrs]
+    asking = {"socket_timeout": CONNECT_TIMEOUT_S, "retry": options["retry"]}
+    sentinels = Sentinel(addresses, sentinel_kwargs=asking)  # type: ignore[no-untyped-call] # redis-py declares no types there
+    async with sentinels, sentinels.master_for(settings.redis_sentinel_master, **options) as client:
+        yield client

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from mailkeep.core.command import CommandError, DeliveryRequest, FailureCode, Payload
+from mailkeep.core.command import EPOCH_MS_MAX, CommandError, DeliveryRequest, FailureCode, Payload
 from mailkeep.intake.body import check_json, decode_json
 
 REQUIRED: Final = ("source", "payload_mode", "payload_json")
@@ -23,7 +23,9 @@ REQUIRED_OF_STREAM: Final = (
 )
 OPTIONAL: Final = ("class", "guarantee", "expires_at_ms", "send_at_ms", "supersede_key", "traceparent")
 PAYLOAD: Final = "payload_json"
-_INSTANTS: Final = frozenset({"requested_at_ms", "expires_at_ms", "send_at_ms"})
+_PAYLOAD_OBJECT: Final = "payload"
+MAX_DIGITS: Final = len(str(EPOCH_MS_MAX))
+INSTANTS: Final = frozenset({"requested_at_ms", "expires_at_ms", "send_at_ms"})
 _KNOWN: Final = {name.encode(): name for name in (*REQUIRED_OF_STREAM, *OPTIONAL)}
 _PAYLOAD_DECODER: Final = msgspec.json.Decoder(Payload)
 
@@ -37,26 +39,46 @@ def parse_entry(
         if name not in texts:
             raise CommandError(FailureCode.MISSING_FIELD, name, "is required")
     payload = _payload(texts.pop(PAYLOAD).encode())
-    values = {name: _instant(name, text) if name in _INSTANTS else text for name, text in texts.items()}
+    values = {name: _instant(name, text) if name in INSTANTS else text for name, text in texts.items()}
+    return msgspec.convert({**values, "payload": payload}, DeliveryRequest)
+
+
+def entry_of_json(command: bytes) -> tuple[dict[bytes, bytes], CommandError | None]:
+    """Return the flat fields of a command in one JSON object, and what keeps them from being looked at, if anything.
+
+    `payload` becomes `payload_json`, instants their digits; every other member is a string, or null and left out.
+    """
     try:
-        return msgspec.convert({**values, "payload": payload}, DeliveryRequest)
-    except msgspec.ValidationError:
-        raise CommandError(FailureCode.INVALID_FIELD, "requested_at_ms", "is out of range") from None
-
-
-def entry_of_json(command: bytes) -> dict[bytes, bytes]:
-    """Return the flat fields of a command in one JSON object: `payload` becomes `payload_json`, numbers their digits."""
-    members = msgspec.json.decode(command, type=dict[str, msgspec.Raw])
+        members = msgspec.json.decode(command, type=dict[str, msgspec.Raw])
+    except RecursionError:
+        return {b"command": command}, CommandError(FailureCode.INVALID_JSON, "", "is nested too deeply")
     fields: dict[bytes, bytes] = {}
+    fault = None
     for name, raw in members.items():
         value = bytes(raw)
-        if name == "payload":
-            fields[PAYLOAD.encode()] = value
+        if name == _PAYLOAD_OBJECT:
+            fields.setdefault(PAYLOAD.encode(), value)
+        elif value[:1] == b'"':
+            fields[name.encode()] = msgspec.json.decode(value, type=str).encode()
         elif value != b"null":
-            fields[name.encode()] = (
-                msgspec.json.decode(value, type=str).encode() if value[:1] == b'"' else value
-            )
-    return fields
+            fields[name.encode()] = value
+            if name not in INSTANTS:
+                fault = CommandError(FailureCode.INVALID_FIELD, name, "must be a string")
+    if _PAYLOAD_OBJECT in members and PAYLOAD in members:
+        fault = CommandError(FailureCode.INVALID_FIELD, PAYLOAD, "stands for payload; give one of them")
+    return fields, fault
+
+
+def repaired(fields: Mapping[bytes, bytes], repairs: Mapping[str, str | None]) -> dict[bytes, bytes]:
+    """Return `fields` with `repairs` made: a text replaces or adds a field, None takes it away."""
+    changed = {
+        **fields,
+        **{name.encode(): text.encode() for name, text in repairs.items() if text is not None},
+    }
+    for name, text in repairs.items():
+        if text is None:
+            changed.pop(name.encode(), None)
+    return changed
 
 
 def _payload(data: bytes) -> Payload:
@@ -86,8 +108,8 @@ def _texts(fields: Mapping[bytes, bytes], max_bytes: int) -> dict[str, str]:
 
 
 def _instant(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 15):
-        raise CommandError(FailureCode.INVALID_FIELD, name, "must be Unix milliseconds")
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS and int(text) <= EPOCH_MS_MAX):
+        raise CommandError(FailureCode.INVALID_FIELD, name, "must be Unix milliseconds up to the year 9999")
     return int(text)
 
 

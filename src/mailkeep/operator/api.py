@@ -29,6 +29,7 @@ from mailkeep.intake.problems import (
     make_problem,
     problem_of,
 )
+from mailkeep.operator.malformed import MalformedPage, OperatorMalformed
 from mailkeep.operator.queue import (
     MAX_PAGE,
     AttemptView,
@@ -42,6 +43,7 @@ from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
 
 ROOT: Final = DELIVERIES.removesuffix("/deliveries")
+DESCRIPTION: Final = "/openapi.json"
 MAX_BODY_BYTES: Final = 4096
 """Of an operator's request: a filter, no mail."""
 USUAL_PAGE: Final = 50
@@ -62,6 +64,15 @@ class ListParameters(
     rule: str | None = None
     since: Instant | None = None
     until: Instant | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE)] = USUAL_PAGE
+    cursor: UUID | None = None
+
+
+class MalformedParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The query parameters of the list of malformed commands."""
+
+    code: str | None = None
+    source: str | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE)] = USUAL_PAGE
     cursor: UUID | None = None
 
@@ -101,9 +112,9 @@ _ENCODER: Final = msgspec.json.Encoder()
 _FLUSH: Final = msgspec.json.Decoder(FlushRequest)
 
 
-def operator_api(store: Store) -> Starlette:
-    """Return the application over `store`."""
-    api = _OperatorApi(OperatorQueue(store))
+def operator_api(store: Store, description: bytes) -> Starlette:
+    """Return the application over `store`; `description` is the OpenAPI document that it serves."""
+    api = _OperatorApi(OperatorQueue(store), OperatorMalformed(store))
     delivery = f"{DELIVERIES}/{{delivery_id}}"
     app = Starlette(
         routes=[
@@ -113,6 +124,8 @@ def operator_api(store: Store) -> Starlette:
             Route(f"{ROOT}/queue/flush", _answering(api.flush), methods=["POST"]),
             Route(f"{ROOT}/dead-letters", _answering(api.list_dead_letters)),
             Route(f"{ROOT}/replicas", _answering(api.list_replicas)),
+            Route(f"{ROOT}/malformed-commands", _answering(api.list_malformed)),
+            Route(DESCRIPTION, _answering(_describing(description))),
         ],
         exception_handlers={
             CommandError: _refuse,
@@ -129,8 +142,9 @@ def operator_api(store: Store) -> Starlette:
 class _OperatorApi:
     """One method for each call; each returns what is encoded as the answer."""
 
-    def __init__(self, queue: OperatorQueue) -> None:
+    def __init__(self, queue: OperatorQueue, malformed: OperatorMalformed) -> None:
         self._queue = queue
+        self._malformed = malformed
 
     async def list_deliveries(self, request: Request) -> DeliveryPage:
         return await self._page(_parameters(request, ListParameters))
@@ -173,6 +187,15 @@ class _OperatorApi:
         _parameters(request, NoParameters)
         return ReplicaList(await self._queue.replicas())
 
+    async def list_malformed(self, request: Request) -> MalformedPage:
+        wanted = _parameters(request, MalformedParameters)
+        try:
+            return await self._malformed.page(
+                wanted.limit, wanted.cursor, code=wanted.code, source=wanted.source
+            )
+        except CommandError as fault:
+            raise _bad_parameter(fault.field, fault.message) from None
+
     async def flush(self, request: Request) -> FlushAnswer:
         _parameters(request, NoParameters)
         wanted = await _body(request, _FLUSH)
@@ -187,8 +210,16 @@ class _OperatorApi:
         return FlushAnswer(flushed)
 
 
+def _describing(description: bytes) -> Callable[[Request], Awaitable[msgspec.Raw]]:
+    async def describe(request: Request) -> msgspec.Raw:
+        _parameters(request, NoParameters)
+        return msgspec.Raw(description)
+
+    return describe
+
+
 def _answering(
-    call: Callable[[Request], Awaitable[msgspec.Struct]],
+    call: Callable[[Request], Awaitable[msgspec.Struct | msgspec.Raw]],
 ) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         return Response(_ENCODER.encode(await call(request)), media_type="application/json")

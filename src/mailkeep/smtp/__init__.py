@@ -1,5 +1,6 @@
 """The SMTP client: the way out.
 
 Pure: `reply`, `redact`, `capabilities`, `envelope`, `dialog`, `classify` (with `rules.toml`), `ending`, `next_hop`.
-Shell: `tls`, `session` (one connection), `converse` (a dialog spoken over it), `pool` (what dispatch calls).
+Shell: `tls`, `alarm`, `session` (one connection), `connect`, `converse` (a dialog spoken over a session), `pool` (what
+dispatch calls).
 """

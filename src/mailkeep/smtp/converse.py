@@ -9,13 +9,14 @@ from typing import TypeVar
 
 from mailkeep.core.outcome import Phase
 from mailkeep.smtp.classify import FailureKind
+from mailkeep.smtp.connect import connect
 from mailkeep.smtp.dialog import Said, opening, transaction
 from mailkeep.smtp.ending import End, Heard, ended_by_failure, ended_by_reply
 from mailkeep.smtp.envelope import Envelope
 from mailkeep.smtp.fence import Fence
 from mailkeep.smtp.next_hop import NextHop
 from mailkeep.smtp.reply import Reply
-from mailkeep.smtp.session import Session, SessionBrokenError, connect
+from mailkeep.smtp.session import Session, SessionBrokenError
 
 T = TypeVar("T")
 
@@ -42,10 +43,10 @@ async def open_session(hop: NextHop, tls: ssl.SSLContext | None, heard: list[Hea
 
 async def send_over(session: Session, envelope: Envelope, fence: Fence) -> End:
     """Send `envelope` in one transaction over `session`; return what decided it."""
-    if not fence.may_open_transaction():
-        return ended_by_failure(Phase.MAIL, FailureKind.CLAIM_LOST)
     session.uses += 1
     try:
+        if not fence.may_open_transaction():
+            return ended_by_failure(Phase.MAIL, FailureKind.CLAIM_LOST)
         end = await _speak(session, transaction(envelope, session.offered))
         if end is not None:
             return end

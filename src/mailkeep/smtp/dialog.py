@@ -1,14 +1,16 @@
 """The SMTP dialog without I/O (RFC 5321, 2920, 3207, 4954, 1870, 6152, 6531): what to say next, given the replies so far.
 
 Two generators: `opening` brings a fresh connection to the point where mail can be sent, `transaction` speaks one
-envelope up to the go-ahead for the body. Each yields groups of `Ask`, written at once, and is sent the replies to them in order: one
-for each, or fewer if the last of them is a 421, which ends everything. `START_TLS` asks for the handshake instead.
-Neither ever sees a socket, a timer or the fence; `converse` lends them those.
+envelope up to the go-ahead for the body. Each yields groups of `Ask`, to be written at once, and is sent the replies in
+order: one for each, or fewer after a 421, which ends everything. `START_TLS` asks for the handshake instead. Neither ever
+sees a socket, a timer or the fence; `converse` lends them those.
 """
 
 import base64
 from collections.abc import Generator
-from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
+
+import msgspec
 
 from mailkeep.core.outcome import Phase
 from mailkeep.smtp.capabilities import NO_CAPABILITIES, Capabilities, parse_capabilities
@@ -19,7 +21,7 @@ from mailkeep.smtp.next_hop import NextHop, TlsMode
 from mailkeep.smtp.reply import SERVICE_CLOSING, Reply
 
 
-class Ask(NamedTuple):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """One command whose reply is awaited in `phase`. `shown` is the command without secrets and addresses."""
 
     phase: Phase
@@ -157,9 +159,9 @@ def _pipelined(group: Group) -> Talk[End | None]:
     # The server awaits a body that must not come. With no recipient a lone dot ends that (RFC 2920 section 3.1); with one
     # that the refusal of MAIL should have prevented, a dot would deliver an empty message, so the connection goes.
     if accepted:
-        return end._replace(clean=False)
+        return msgspec.structs.replace(end, clean=False)
     (reply,) = yield (LONE_DOT,)
-    return end._replace(clean=reply.digit == 2 or is_refusal(reply))
+    return msgspec.structs.replace(end, clean=reply.digit == 2 or is_refusal(reply))
 
 
 def _one_by_one(group: Group) -> Talk[End | None]:

@@ -5,7 +5,9 @@ keeps that refusal; all others share the end (RFC 5321 section 3.3: the answer t
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from mailkeep.core.delivery import AttemptStatus, Certainty
 from mailkeep.core.outcome import Outcome, Phase, RecipientOutcome, Severity, Step, Verdict
@@ -39,7 +41,7 @@ _ENHANCED: Final = {
 """What the next hop's own announcement refuses: its answer, given in advance."""
 
 
-class Heard(NamedTuple):
+class Heard(msgspec.Struct, frozen=True, gc=False):
     """One exchange as it happened; `reply` is None if none came, and a plain text for what is not an SMTP reply."""
 
     phase: Phase
@@ -48,7 +50,7 @@ class Heard(NamedTuple):
     at_s: float
 
 
-class End(NamedTuple):
+class End(msgspec.Struct, frozen=True, gc=False):
     """What decided a transaction, or kept it from beginning. `clean`: RSET makes the connection fit for the next."""
 
     phase: Phase
@@ -69,7 +71,8 @@ class End(NamedTuple):
     def stale(self) -> bool:
         """Whether a reused connection turned out to be dead: nothing but a farewell came in answer to MAIL."""
         return self.phase is Phase.MAIL and (
-            self.code == SERVICE_CLOSING or self.kind in (FailureKind.CLOSED, FailureKind.RESET)
+            self.code == SERVICE_CLOSING
+            or self.kind in (FailureKind.CLOSED, FailureKind.RESET, FailureKind.TLS)
         )
 
 
@@ -118,18 +121,22 @@ def conclude(
     envelope: Envelope, end: End, heard: Sequence[Heard], *, began_s: float, ended_s: float
 ) -> Outcome:
     """Return the outcome of one attempt for `envelope`; instants are monotonic seconds."""
-    answers = [entry.reply for entry in heard if entry.phase is Phase.RCPT]
-    if end.phase is Phase.MAIL or end.shifted:
-        answers = []
-    answers += [None] * (len(envelope.recipients) - len(answers))
-    recipients = tuple(
-        _refused(ordinal, answer)
+    answers: list[Reply | str | None] = []
+    if end.phase is not Phase.MAIL and not end.shifted:
+        answers = [entry.reply for entry in heard if entry.phase is Phase.RCPT]
+    refusals = {
+        position: answer
+        for position, answer in enumerate(answers)
         if isinstance(answer, Reply) and answer.digit != 2
-        else _shared(ordinal, end)
-        for (ordinal, _), answer in zip(envelope.recipients, answers, strict=True)
+    }
+    recipients = tuple(
+        [
+            _refused(ordinal, refusals[position]) if position in refusals else _shared(ordinal, end)
+            for position, (ordinal, _) in enumerate(envelope.recipients)
+        ]
     )
-    worst = max(recipients, key=_weight)
-    settled_at_rcpt = all(isinstance(answer, Reply) and answer.digit != 2 for answer in answers)
+    worst = max(recipients, key=_weight) if refusals else recipients[0]
+    settled_at_rcpt = len(refusals) == len(recipients)
     return Outcome(
         status=AttemptStatus.PROVIDER_REJECTED if settled_at_rcpt else end.status,
         certainty=Certainty.NOT_DELIVERED if settled_at_rcpt else _certainty(end),

@@ -20,7 +20,7 @@ class UnsafeEnvelopeError(ValueError):
     """The envelope would not survive the wire unchanged. The message says why and repeats nothing of it."""
 
 
-class Envelope(msgspec.Struct, frozen=True):
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """One message for the recipients that are still open.
 
     `recipients` are pairs of ordinal and address, `sender` may be empty (a bounce), `message` has CRLF lines and is not

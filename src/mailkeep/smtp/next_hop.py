@@ -10,6 +10,8 @@ from mailkeep.core.outcome import Phase
 
 _HELO_NAME: Final = re.compile(r"[A-Za-z0-9.-]{1,255}|\[[A-Za-z0-9.:]{1,253}\]")
 
+_UNSENDABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
+
 
 class TlsMode(StrEnum):
     """How the connection is protected."""
@@ -84,8 +86,8 @@ class NextHop(msgspec.Struct, frozen=True):
             raise ValueError("helo_name must be a host name or an address literal")
         if (self.username is None) != (self.password is None):
             raise ValueError("username and password belong together: both or neither")
-        if "\0" in f"{self.username}{self.password}":
-            raise ValueError("username and password must not contain NUL")
+        if _UNSENDABLE.search(f"{self.username}{self.password}"):
+            raise ValueError("username and password must be UTF-8 text without NUL")
         if not 0 < self.port < 65536 or self.max_connections < 1:
             raise ValueError("port must be 1 to 65535 and max_connections at least 1")
 

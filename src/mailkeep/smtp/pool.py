@@ -60,10 +60,12 @@ class _Lane:
 
 
 class Pool:
-    """Connections to `hops`, whose names are unique. Raises OSError if a hop's `ca_file` can't be used."""
+    """Connections to `hops`. Raises OSError if a `ca_file` can't be used, ValueError for two hops of one name."""
 
     def __init__(self, *hops: NextHop) -> None:
         self._lanes = {hop.name: _Lane(hop) for hop in hops}
+        if len(self._lanes) != len(hops):
+            raise ValueError("each next hop needs a name of its own")
         self._background: set[asyncio.Task[None]] = set()
         self._closing = False
 

@@ -43,7 +43,7 @@ class ProtocolFault(StrEnum):
     REPLY_TOO_LONG = "a reply that is too long"
 
 
-class Reply(msgspec.Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """One reply. `text` may be stored, and `shown`, the whole as in a transcript: `250 2.1.0 Ok`.
 
     `lines` are for parsing capabilities only: they may hold addresses.
@@ -142,8 +142,8 @@ def _reply(code: int, raw_lines: tuple[bytes, ...]) -> Reply:
     if enhanced:
         lines = [line.removeprefix(enhanced).lstrip(" ") for line in lines]
     text = storable(" ".join(lines).strip())
-    shown = " ".join(filter(None, (str(code), enhanced, text)))
-    return Reply(code, enhanced, tuple(lines), text, shown)
+    shown = f"{code} {enhanced} {text}" if enhanced else f"{code} {text}"
+    return Reply(code, enhanced, tuple(lines), text, shown.rstrip())
 
 
 def escape(raw: bytes) -> str:

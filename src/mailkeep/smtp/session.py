@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, cast
 
 from mailkeep.core.outcome import Phase
+from mailkeep.smtp.alarm import Alarm
 from mailkeep.smtp.capabilities import NO_CAPABILITIES
 from mailkeep.smtp.classify import FailureKind
 from mailkeep.smtp.dialog import GREETING, QUIT, Ask, Group
@@ -28,16 +29,12 @@ from mailkeep.smtp.reply import SERVICE_CLOSING, Reply, ReplyParser
 
 BLOCK_BYTES: Final = 64 * 1024
 """The body leaves in blocks of this size, each with its own timer and a look at what the server says meanwhile."""
-MAX_ADDRESSES: Final = 8
-"""Addresses of a host that are tried, one after the other."""
 MAX_READ_ROUNDS: Final = 8
 """Turns of the event loop granted to input that waits in the kernel: two suffice; more means that it keeps coming."""
 SALVAGE_BYTES: Final = 64 * 1024
 """Read from a connection that broke under our writing: room for any reply the parser takes."""
-_NEVER: Final = float("inf")
 _BODY: Final = Ask(Phase.BODY, b"", "the body")
 _OUT_OF_TURN: Final = "the server spoke out of turn"
-
 
 Address: TypeAlias = tuple[Any, ...]
 """As the socket module has it: host and port first, more for IPv6."""
@@ -56,8 +53,8 @@ class Session(asyncio.Protocol):
 
     __slots__ = (
         "_address",
+        "_alarm",
         "_broken",
-        "_deadline_s",
         "_farewell",
         "_gone",
         "_group",
@@ -73,8 +70,6 @@ class Session(asyncio.Protocol):
         "_socket",
         "_stray",
         "_timed_out",
-        "_timer",
-        "_timer_s",
         "_tls",
         "_transport",
         "_waiter",
@@ -116,9 +111,7 @@ class Session(asyncio.Protocol):
         self._timed_out = False
         self._broken: FailureKind | None = None
         self._gone = asyncio.Event()
-        self._deadline_s = _NEVER
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_s = _NEVER
+        self._alarm = Alarm(self._ring)
         self._on_rest_over: Callable[[Session], None] | None = None
         # The greeting may arrive before anybody waits for it, but never in clear where TLS comes first.
         self._expect(() if hop.tls is TlsMode.IMPLICIT else (GREETING,))
@@ -136,7 +129,7 @@ class Session(asyncio.Protocol):
         return ipaddress.ip_address(self._address[0].partition("%")[0]).is_loopback
 
     async def ask(self, group: Group) -> list[Reply]:
-        """Write all of `group` at once; return the replies in order, one for each or fewer if the last is a 421."""
+        """Write all of `group` at once; return the replies in order: one for each, fewer after a 421."""
         data = b"".join([ask.line for ask in group])
         if data:
             self._require_silence(group[0].phase)
@@ -165,7 +158,7 @@ class Session(asyncio.Protocol):
                     ssl_shutdown_timeout=self._limits[Phase.QUIT],
                 )
         except OSError as fault:  # ssl.SSLError and TimeoutError are among them
-            raise SessionBrokenError(Phase.TLS, *_failure_of(fault)) from fault
+            raise SessionBrokenError(Phase.TLS, *failure_of(fault)) from fault
         assert transport is not None
         self._transport = transport
         if self._hop.tls is TlsMode.IMPLICIT:
@@ -205,7 +198,7 @@ class Session(asyncio.Protocol):
     def begin(self) -> list[Heard]:
         """Take a resting session into use for a new attempt; return its fresh transcript."""
         self._on_rest_over = None
-        self._deadline_s = _NEVER
+        self._alarm.clear()
         self.heard = []
         return self.heard
 
@@ -213,7 +206,7 @@ class Session(asyncio.Protocol):
         """Stay connected unused; `over` is called once, after `limit_s` or when the server says or ends anything."""
         self._expect(())
         self._on_rest_over = over
-        self._set_timer(limit_s)
+        self._alarm.set(limit_s)
 
     async def quit(self) -> None:
         """Say QUIT and close; gives the server no more than the timer for QUIT. Raises only when cancelled."""
@@ -231,7 +224,7 @@ class Session(asyncio.Protocol):
     def abort(self) -> None:
         """Drop the connection at once."""
         self._on_rest_over = None
-        self._stop_timer()
+        self._alarm.stop()
         if self._transport is not None:
             self._transport.abort()
 
@@ -258,7 +251,7 @@ class Session(asyncio.Protocol):
             self._end_rest()
             self._wake()
         elif fresh:
-            self._set_timer(self._limits[self._group[-self._missing].phase])
+            self._alarm.set(self._limits[self._group[-self._missing].phase])
 
     def eof_received(self) -> None:
         """Note the end; the transport closes itself."""
@@ -269,8 +262,8 @@ class Session(asyncio.Protocol):
         assert self._transport is not None
         if exc is not None and self._transport.get_extra_info("ssl_object") is None:
             self._salvage()
-        self._end(FailureKind.CLOSED if exc is None else _failure_of(exc)[0])
-        self._stop_timer()
+        self._end(FailureKind.CLOSED if exc is None else failure_of(exc)[0])
+        self._alarm.stop()
         self._gone.set()
 
     def pause_writing(self) -> None:
@@ -298,11 +291,11 @@ class Session(asyncio.Protocol):
 
     async def _answer(self) -> None:
         """Wait until the group is answered; each of its replies has its own time."""
-        self._set_timer(self._limits[self._group[0].phase])
+        self._alarm.set(self._limits[self._group[0].phase])
         while not self._answered:
             self._require_life()
             await self._sleep()
-        self._deadline_s = _NEVER
+        self._alarm.clear()
 
     async def _flow(self, block: bytes) -> None:
         """Write one block of the body and wait until the network took it, or the server spoke."""
@@ -311,11 +304,11 @@ class Session(asyncio.Protocol):
             return
         self._require_life()
         self._write(block)
-        self._set_timer(self._limits[Phase.BODY])
+        self._alarm.set(self._limits[Phase.BODY])
         while self._paused and not self._replies:
             await self._sleep()
             self._require_life()
-        self._deadline_s = _NEVER
+        self._alarm.clear()
 
     async def _take_in(self) -> None:
         """Let the event loop read what the kernel holds, so that "nothing is unread" is true of the wire."""
@@ -352,6 +345,10 @@ class Session(asyncio.Protocol):
             self.heard.append(Heard(ask.phase, ask.shown, None, time.monotonic()))
         return SessionBrokenError(ask.phase, kind, detail)
 
+    def _write(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(data)
+
     async def _sleep(self) -> None:
         self._waiter = self._loop.create_future()
         try:
@@ -363,11 +360,12 @@ class Session(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # -- ends and timers ---------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------------------------
 
-    def _write(self, data: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(data)
+    def _ring(self) -> None:
+        self._timed_out = self._on_rest_over is None
+        self._end_rest()
+        self._wake()
 
     def _end(self, kind: FailureKind) -> None:
         if self._broken is None:
@@ -387,103 +385,23 @@ class Session(asyncio.Protocol):
             return  # nothing was waiting
         self.data_received(data)
 
-    def _set_timer(self, limit_s: float) -> None:
-        """Ring in `limit_s`. An earlier alarm stays and looks again: most deadlines are met and cost no timer."""
-        self._deadline_s = time.monotonic() + limit_s
-        if self._deadline_s < self._timer_s:
-            self._stop_timer()
-            self._timer_s = self._deadline_s
-            self._timer = self._loop.call_later(limit_s, self._ring)
 
-    def _ring(self) -> None:
-        self._timer, self._timer_s = None, _NEVER
-        left_s = self._deadline_s - time.monotonic()
-        if left_s == _NEVER:
-            return
-        if left_s > 0:
-            self._set_timer(left_s)
-        elif self._on_rest_over:
-            self._end_rest()
-        else:
-            self._timed_out = True
-            self._wake()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._timer_s = None, _NEVER
-
-
-async def connect(hop: NextHop, tls: ssl.SSLContext | None, heard: list[Heard]) -> Session:
-    """Connect to the first address of `hop` that answers. Raises `SessionBrokenError`, at `CONNECT`."""
-    broken = SessionBrokenError(Phase.CONNECT, FailureKind.DNS)
-    for family, address in await _resolve(hop):
-        connection = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            session = await _connect(hop, connection, address, tls, heard)
-        except OSError as fault:
-            connection.close()
-            broken = SessionBrokenError(Phase.CONNECT, *_failure_of(fault))
-            heard.append(Heard(Phase.CONNECT, _shown(address), broken.kind, time.monotonic()))
-        except BaseException:
-            connection.close()
-            raise
-        else:
-            return session
-    raise broken
-
-
-async def _resolve(hop: NextHop) -> list[tuple[int, Address]]:
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(hop.timers.connect_s):
-            found = await loop.getaddrinfo(hop.host, hop.port, type=socket.SOCK_STREAM)
-    except TimeoutError as fault:
-        raise SessionBrokenError(Phase.CONNECT, FailureKind.TIMEOUT, "resolving the host name") from fault
-    except (OSError, UnicodeError) as fault:  # an impossible name fails before it is looked up
-        raise SessionBrokenError(Phase.CONNECT, FailureKind.DNS) from fault
-    return [(family, address) for family, _, _, _, address in found[:MAX_ADDRESSES]]
-
-
-async def _connect(
-    hop: NextHop,
-    connection: socket.socket,
-    address: Address,
-    tls: ssl.SSLContext | None,
-    heard: list[Heard],
-) -> Session:
-    connection.setblocking(False)  # noqa: FBT003 - the standard library's own signature
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(hop.timers.connect_s):
-        await loop.sock_connect(connection, address)
-    heard.append(Heard(Phase.CONNECT, _shown(address), "connected", time.monotonic()))
-    _, session = await loop.create_connection(
-        lambda: Session(hop, connection, address, tls, heard), sock=connection
-    )
-    return session
-
-
-def _shown(address: Address) -> str:
-    return f"connect to {address[0]} port {address[1]}"
-
-
-def _failure_of(fault: Exception) -> tuple[FailureKind, str]:
+def failure_of(fault: Exception) -> tuple[FailureKind, str]:
+    """Return what kind of failure an exception of the network is, and what more it says."""
+    detail = ""
     match fault:
         case TimeoutError():
-            return FailureKind.TIMEOUT, ""
-        case ssl.SSLCertVerificationError():
-            return FailureKind.TLS, fault.verify_message
+            kind = FailureKind.TIMEOUT
         case ssl.SSLError():
-            return FailureKind.TLS, fault.reason or ""
+            kind, detail = FailureKind.TLS, getattr(fault, "verify_message", None) or fault.reason or ""
         case ConnectionRefusedError():
-            return FailureKind.REFUSED, ""
+            kind = FailureKind.REFUSED
         case ConnectionError():
-            return FailureKind.RESET, ""
+            kind = FailureKind.RESET
         case _:
-            return FailureKind.UNREACHABLE, os.strerror(fault.errno) if isinstance(
-                fault, OSError
-            ) and fault.errno else ""
+            kind = FailureKind.UNREACHABLE
+            detail = os.strerror(fault.errno) if isinstance(fault, OSError) and fault.errno else ""
+    return kind, detail
 
 
 async def _committed(commit_dot: Callable[[], Awaitable[bool]]) -> bool:

@@ -1,6 +1,6 @@
 """Malformed commands in PostgreSQL: kept once each, listed, replayed, forgotten after their retention."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -14,13 +14,19 @@ from mailkeep.store.postgres import Store
 
 
 class StoredMalformed(msgspec.Struct, frozen=True):
-    """A malformed command as it is stored."""
+    """A malformed command as it is stored.
+
+    `replay_waits`: a replay is asked for and not done yet. The last one done was at `replayed_at`, either as the delivery
+    `replayed_as` or refused again for `replay_refusal`.
+    """
 
     id: UUID
     record: Malformed
     rejected_at: datetime
+    replay_waits: bool
     replayed_at: datetime | None
     replayed_as: UUID | None
+    replay_refusal: str | None
 
 
 class MalformedCommands:
@@ -63,9 +69,21 @@ class MalformedCommands:
         rows = await self._store.fetch("read_malformed_one", record_id)
         return _stored(rows[0]) if rows else None
 
-    async def mark_replayed(self, record_id: UUID, delivery_id: UUID) -> None:
-        """Note as what delivery a record was taken after all."""
-        await self._store.fetch("mark_replayed", record_id, delivery_id)
+    async def ask_replay(self, record_id: UUID, repairs: Mapping[str, str | None]) -> bool:
+        """Have a record taken again by any replica, with its fields repaired (a text to set, None to leave out).
+
+        False if there is no such record that is whole and not replayed, or its replay is asked for already.
+        """
+        command = msgspec.json.encode(repairs).decode()
+        return bool(await self._store.fetch("ask_replay", record_id, command))
+
+    async def note_replay(self, record_id: UUID, answer: UUID | Malformed) -> None:
+        """Note what came of a replay: the delivery it became, or why it was refused again."""
+        if isinstance(answer, Malformed):
+            refusal = f"{answer.failure_code} {answer.field}: {answer.message}"
+            await self._store.fetch("note_replay", record_id, None, refusal)
+        else:
+            await self._store.fetch("note_replay", record_id, answer, None)
 
 
 def _stored(row: asyncpg.Record) -> StoredMalformed:
@@ -83,6 +101,8 @@ def _stored(row: asyncpg.Record) -> StoredMalformed:
             cut=row["cut"],
         ),
         rejected_at=row["rejected_at"],
+        replay_waits=row["replay_waits"],
         replayed_at=row["replayed_at"],
         replayed_as=row["replayed_as"],
+        replay_refusal=row["replay_refusal"],
     )

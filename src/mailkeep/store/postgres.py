@@ -168,9 +168,7 @@ class Store:
 
     async def claim_suspect(self, replica_id: UUID, hops: Sequence[str]) -> Claim | None:
         """Claim one due delivery that has been taken over too often to be sent beside others."""
-        rows = await self.fetch(
-            "claim_suspect", replica_id, SUSPECT_TAKEOVERS, list(hops), INLINE_MESSAGE_BYTES
-        )
+        rows = await self.fetch("claim_suspect", replica_id, list(hops), INLINE_MESSAGE_BYTES)
         return _claim(replica_id, rows[0]) if rows else None
 
     async def expire_due(self) -> int:
@@ -242,9 +240,9 @@ class Store:
         rows = await self.fetch("take_over", TAKEOVER_BATCH, POISON_TAKEOVERS)
         return {row["id"]: DeliveryStatus(row["status"]) for row in rows}
 
-    async def ensure_partitions(self) -> None:
+    async def ensure_partitions(self, days_behind: int = PARTITION_DAYS_BEHIND) -> None:
         """Make the partitions of the days around now."""
-        await self.fetch("ensure_partitions", PARTITION_DAYS_BEHIND, PARTITION_DAYS_AHEAD)
+        await self.fetch("ensure_partitions", days_behind, PARTITION_DAYS_AHEAD)
 
 
 def _claim(replica_id: UUID, row: asyncpg.Record) -> Claim:

@@ -166,10 +166,30 @@ LOG_EVENTS: Final = (
     LogEvent("command_consumer", "stream is read again", "Redis answers again; nothing it kept was lost."),
     LogEvent(
         "command_consumer",
+        "stream is read from its beginning",
+        "The consumer group was made: at the very first start, or because Redis lost its state. What was taken before is "
+        "recognised by its keys.",
+        alert="when it is not the first start",
+    ),
+    LogEvent(
+        "command_consumer",
+        "stream entries were trimmed before they were taken",
+        "Producers cap the stream faster than it is read: `count` commands may be lost.",
+        alert="always",
+    ),
+    LogEvent(
+        "command_consumer",
+        "command consumer met a fault; trying again",
+        "A fault of ours; `at` is where it happened. The entries stay unacknowledged and are taken again.",
+        alert="always: a fault of ours",
+    ),
+    LogEvent(
+        "command_consumer",
         "stream commands wait for PostgreSQL",
         "Entries that were read stay unacknowledged until PostgreSQL is back.",
         alert="when it lasts",
     ),
+    LogEvent("command_consumer", "stream commands are taken again", "PostgreSQL is back."),
     LogEvent(
         "enqueued_consumer", "enqueued consumer started", "Commands of `mail.enqueue` are taken from now on."
     ),
@@ -182,6 +202,13 @@ LOG_EVENTS: Final = (
         "They stay in the inbox table until PostgreSQL is back.",
         alert="when it lasts",
     ),
+    LogEvent("enqueued_consumer", "enqueued commands are taken again", "PostgreSQL is back."),
+    LogEvent(
+        "enqueued_consumer",
+        "enqueued consumer met a fault; trying again",
+        "A fault of ours; `at` is where it happened. The commands stay in the inbox table and are taken again.",
+        alert="always: a fault of ours",
+    ),
     LogEvent(
         "command_intake",
         "stream command rejected",
@@ -193,5 +220,11 @@ LOG_EVENTS: Final = (
         "sql command rejected",
         "A command given to `mail.enqueue` can't be taken; it is kept as a malformed command.",
         alert="when frequent: a producer is wrong",
+    ),
+    LogEvent(
+        "command_intake",
+        "command met a fault",
+        "A command tripped us; it is kept as a malformed command and can be replayed. `at` is where it happened.",
+        alert="always: a fault of ours",
     ),
 )

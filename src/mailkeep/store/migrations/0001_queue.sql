@@ -50,7 +50,8 @@ CREATE TABLE mail.deliveries (
     claim_token integer NOT NULL DEFAULT 0, -- the fencing token: one higher at each claim
     claimed_at timestamptz,
     dot_at timestamptz, -- at_most_once: committed before the final dot leaves
-    recipient_states text NOT NULL CONSTRAINT deliveries_recipient_states_known CHECK (recipient_states ~ '^[osfx]+$'),
+    recipient_states text NOT NULL CONSTRAINT deliveries_recipient_states_known CHECK (
+        recipient_states <> '' AND rtrim(recipient_states, 'osfx') = ''),
     recipient_domain text NOT NULL, -- of the first recipient
     size_bytes integer NOT NULL,
     sensitive boolean NOT NULL, -- its payload is erased as soon as it ends
@@ -67,7 +68,12 @@ CREATE TABLE mail.deliveries (
         (claimed_by IS NOT NULL) = (status = 'sending') AND (claimed_at IS NOT NULL) = (status = 'sending')),
     CONSTRAINT deliveries_ended_has_finished_at CHECK (
         (finished_at IS NOT NULL) = (status IN ('sent', 'suppressed', 'failed', 'dead_letter', 'expired', 'cancelled'))),
-    CONSTRAINT deliveries_sent_to_all CHECK (status <> 'sent' OR recipient_states ~ '^s+$')
+    -- One letter a recipient: o open, s sent, f failed, x suppressed. Nothing settled waits, nothing open is settled.
+    CONSTRAINT deliveries_status_agrees_with_recipients CHECK (CASE status
+        WHEN 'sent' THEN rtrim(recipient_states, 's') = ''
+        WHEN 'failed' THEN strpos(recipient_states, 'o') = 0 AND strpos(recipient_states, 'f') > 0
+        WHEN 'suppressed' THEN rtrim(recipient_states, 'sx') = '' AND strpos(recipient_states, 'x') > 0
+        ELSE strpos(recipient_states, 'o') > 0 END)
 ) PARTITION BY RANGE (id);
 
 -- Due rows, reached per next hop and class so that a parked hop's backlog is never scanned.
@@ -76,6 +82,7 @@ CREATE INDEX deliveries_expiring ON mail.deliveries (expires_at)
     WHERE status IN ('queued', 'rendered') AND expires_at IS NOT NULL;
 CREATE INDEX deliveries_superseding ON mail.deliveries (supersede_hash)
     WHERE status IN ('queued', 'rendered') AND supersede_hash IS NOT NULL;
+CREATE INDEX deliveries_suspect ON mail.deliveries (due_at) WHERE status IN ('queued', 'rendered') AND takeovers >= 2;
 CREATE INDEX deliveries_claimed ON mail.deliveries (claimed_by) WHERE status = 'sending';
 CREATE INDEX deliveries_held ON mail.deliveries (id) WHERE status = 'held';
 
@@ -181,6 +188,7 @@ DECLARE
     first_id uuid := mail.uuid_floor(to_date(day, 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC');
     end_id uuid := mail.uuid_floor((to_date(day, 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC');
 BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('mail.ensure_partitions')); -- one sweep at a time, and none beside a new day
     IF to_regclass('mail.deliveries_p' || day) IS NOT NULL THEN
         -- Locked first, so that no row can come alive between the look and the drop.
         EXECUTE format('LOCK TABLE mail.%I IN SHARE MODE', 'deliveries_p' || day);

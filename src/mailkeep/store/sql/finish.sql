@@ -2,6 +2,7 @@
 -- sending -> what the caller decided; -> expired where the wait would end past expires_at. Each row is fenced by
 -- (replica, claim token): a claim that was lost changes nothing and is missing in the answer.
 -- Columns come as one text each (see store/columns.py); \x1e stands for NULL.
+-- `IS TRUE` keeps the planner off deliveries_claimed, where it would read every claim of the replica for each row.
 WITH input AS (
     SELECT *
     FROM unnest(
@@ -51,7 +52,7 @@ WITH input AS (
         last_reason = CASE WHEN i.status = 'sent' THEN d.last_reason ELSE i.reason END,
         last_rule = i.rule
     FROM input i
-    WHERE d.id = i.id AND d.status = 'sending' AND d.claimed_by = i.replica_id AND d.claim_token = i.claim_token
+    WHERE d.id = i.id AND d.status = 'sending' AND (d.claimed_by = i.replica_id) IS TRUE AND d.claim_token = i.claim_token
     RETURNING d.id, d.status, d.attempts, d.next_hop, d.sensitive, d.claim_token
 ), recorded AS (
     INSERT INTO mail.attempts (

@@ -1,4 +1,5 @@
 -- One malformed command by its id.
-SELECT id, intake, entry_id, failure_code, field, message, delivery_id, source, raw, cut, rejected_at, replayed_at,
-       replayed_as
-FROM mail.malformed_commands WHERE id = $1::uuid
+SELECT m.id, m.intake, m.entry_id, m.failure_code, m.field, m.message, m.delivery_id, m.source, m.raw, m.cut,
+       m.rejected_at, m.replayed_at, m.replayed_as, m.replay_refusal, e.id IS NOT NULL AS replay_waits
+FROM mail.malformed_commands m LEFT JOIN mail.enqueued e ON e.replay_of = m.id
+WHERE m.id = $1::uuid

@@ -2,21 +2,21 @@
 -- sending -> rendered/queued due now (no rung used), -> held (at_most_once after its dot was committed),
 -- -> dead_letter `poison` at the $2th takeover in a row, -> expired. Locks claims with SKIP LOCKED.
 WITH orphaned AS (
-    SELECT d.id, d.claimed_by, d.claim_token, d.claimed_at,
-           EXISTS (SELECT FROM mail.payloads p WHERE p.delivery_id = d.id AND p.message IS NULL) AS unrendered
+    -- The verdict is over the row as it was locked, not as the statement's snapshot first saw it.
+    SELECT d.id, d.claimed_by, d.claim_token, d.claimed_at, d.guarantee, d.dot_at, d.expires_at, d.takeovers
     FROM mail.replicas r
     JOIN mail.deliveries d ON d.claimed_by = r.id AND d.status = 'sending'
     WHERE r.lost_at IS NOT NULL OR r.stopped_at IS NOT NULL
     LIMIT $1::int
     FOR UPDATE OF d SKIP LOCKED
 ), verdict AS (
-    SELECT d.id, o.claimed_by, o.claim_token, o.claimed_at,
-           CASE WHEN d.guarantee = 'at_most_once' AND d.dot_at IS NOT NULL THEN 'held'
-                WHEN d.expires_at <= mail.now() THEN 'expired'
-                WHEN d.takeovers + 1 >= $2::int THEN 'dead_letter'
-                WHEN o.unrendered THEN 'queued'
+    SELECT o.id, o.claimed_by, o.claim_token, o.claimed_at,
+           CASE WHEN o.guarantee = 'at_most_once' AND o.dot_at IS NOT NULL THEN 'held'
+                WHEN o.expires_at <= mail.now() THEN 'expired'
+                WHEN o.takeovers + 1 >= $2::int THEN 'dead_letter'
+                WHEN EXISTS (SELECT FROM mail.payloads p WHERE p.delivery_id = o.id AND p.message IS NULL) THEN 'queued'
                 ELSE 'rendered' END AS status
-    FROM orphaned o JOIN mail.deliveries d USING (id)
+    FROM orphaned o
 ), moved AS (
     UPDATE mail.deliveries d
     SET status = v.status,

@@ -1,0 +1,54 @@
+"""Write the contracts of `api/`, which follow from the code: `make docs`.
+
+The output depends on nothing else, so that `tests/unit/test_contracts.py` can hold the committed files against it.
+"""
+# ruff: noqa: INP001  # a script beside the files it writes, no package
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from mailkeep.contracts.asyncapi import asyncapi
+from mailkeep.contracts.command_schema import command_schema
+from mailkeep.contracts.openapi import openapi
+
+API: Final = Path(__file__).parent
+NOTICE: Final = "# Written by api/generate.py (`make docs`); edit src/mailkeep/contracts instead.\n"
+LINE_CHARS: Final = 120
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text of several lines as such, and everything in full where it stands."""
+
+    def ignore_aliases(self, _data: object) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text[:-1] else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def documents() -> dict[str, str]:
+    """Return every generated file, name -> text."""
+    return {
+        "internal-openapi.yaml": _yaml(openapi()),
+        "delivery-commands-asyncapi.yaml": _yaml(asyncapi()),
+        "delivery-command.schema.json": f"{json.dumps(command_schema(), indent=2, ensure_ascii=False)}\n",
+    }
+
+
+def _yaml(document: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(document))
+    return NOTICE + yaml.dump(
+        plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=LINE_CHARS, default_flow_style=None
+    )
+
+
+if __name__ == "__main__":
+    for name, text in documents().items():
+        (API / name).write_text(text, encoding="utf-8")
