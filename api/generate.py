@@ -5,6 +5,7 @@ The output depends on nothing else, so that `tests/unit/test_contracts.py` can h
 # ruff: noqa: INP001  # a script beside the files it writes, no package
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,21 +17,35 @@ from mailkeep.contracts.openapi import openapi
 
 API: Final = Path(__file__).parent
 NOTICE: Final = "# Written by api/generate.py (`make docs`); edit src/mailkeep/contracts instead.\n"
-LINE_CHARS: Final = 120
+SMALL_CHARS: Final = 80
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as such, and everything in full where it stands."""
+    """Writes each part in full where it stands, and small ones on one line."""
 
     def ignore_aliases(self, _data: object) -> bool:
         return True
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text[:-1] else None)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+def _list(dumper: yaml.SafeDumper, parts: list[Any]) -> yaml.SequenceNode:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", parts, flow_style=_is_small(parts))
+
+
+def _object(dumper: yaml.SafeDumper, members: dict[str, Any]) -> yaml.MappingNode:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", members.items(), flow_style=_is_small(members))
+
+
+def _is_small(part: object) -> bool:
+    return len(json.dumps(part)) <= SMALL_CHARS
 
 
 _Dumper.add_representer(str, _text)
+_Dumper.add_representer(list, _list)
+_Dumper.add_representer(dict, _object)
 
 
 def documents() -> dict[str, str]:
@@ -44,9 +59,7 @@ def documents() -> dict[str, str]:
 
 def _yaml(document: dict[str, Any]) -> str:
     plain = json.loads(json.dumps(document))
-    return NOTICE + yaml.dump(
-        plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=LINE_CHARS, default_flow_style=None
-    )
+    return NOTICE + yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
 
 
 if __name__ == "__main__":

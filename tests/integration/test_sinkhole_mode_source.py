@@ -59,7 +59,7 @@ async def followed(server):
 async def until(condition):
     """Wait until `condition` holds."""
     async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 - a source has no event for a new mode
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -739,5 +739,5 @@ async def test_stop_frees_everything(house):
 async def until(condition):
     """Wait until `condition` holds."""
     async with asyncio.timeout(REPLY_TIMEOUT_S):
-        while not condition():  # noqa: ASYNC110 - the sinkhole has no event for a closed connection
+        while not condition():
             await asyncio.sleep(0.01)

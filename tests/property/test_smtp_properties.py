@@ -4,10 +4,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mailkeep.core.outcome import MAX_REPLY_CHARS, Severity
+from mailkeep.core.redact import mask_addresses
 from mailkeep.smtp.capabilities import Capabilities
 from mailkeep.smtp.dialog import DATA, LONE_DOT, transaction
 from mailkeep.smtp.envelope import Envelope, UnsafeEnvelopeError, check_safe, dot_stuffed
-from mailkeep.smtp.redact import mask_addresses
 from mailkeep.smtp.reply import MAX_LINE_BYTES, MAX_REPLY_LINES, ReplyParser
 
 LINE = st.one_of(

@@ -8,7 +8,8 @@ import pytest
 from mailkeep.cli.queue import describe_attempt
 from mailkeep.core.delivery import AttemptStatus
 from mailkeep.core.outcome import Phase
-from mailkeep.operator.queue import AttemptView, StepView, mask_address
+from mailkeep.core.redact import mask_address
+from mailkeep.operator.queue import AttemptView, StepView
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from mailkeep.core.outcome import MAX_REPLY_CHARS
-from mailkeep.smtp.redact import mask_addresses
+from mailkeep.core.redact import mask_addresses
 from mailkeep.smtp.reply import (
     MAX_LINE_BYTES,
     MAX_REPLY_BYTES,

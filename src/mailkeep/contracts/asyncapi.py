@@ -8,23 +8,17 @@ from typing import Final
 
 from mailkeep.contracts.examples import COMMANDS, KEY, REFUSALS, Refusal, stream_entry
 from mailkeep.contracts.openapi import API_VERSION
-from mailkeep.contracts.schemas import (
-    COMMAND,
-    COMMAND_OF_MODE,
-    PAYLOAD_OF_MODE,
-    Schema,
-    one_of,
-    schemas,
-)
-from mailkeep.core.command import FailureCode, PayloadMode
+from mailkeep.contracts.schemas import not_null, schemas
+from mailkeep.contracts.truth import COMMAND, PAYLOADS, Schema, one_of, whole
+from mailkeep.core.command import FailureCode
 from mailkeep.intake.problems import make_problem
 from mailkeep.intake.stream import GROUP, STREAM
-from mailkeep.intake.stream_entry import INSTANTS, OPTIONAL, PAYLOAD, REQUIRED_OF_STREAM
+from mailkeep.intake.stream_entry import INSTANTS, MAX_DIGITS, OPTIONAL, PAYLOAD, REQUIRED_OF_STREAM
 
 SCHEMAS: Final = "#/components/schemas/"
 _MESSAGE: Final = "deliveryCommand"
 _CHANNEL: Final = "deliveryCommands"
-_ENTRY_OF_MODE: Final = {PayloadMode.RENDERED: "RenderedEntry", PayloadMode.TEMPLATE: "TemplateEntry"}
+_ENTRY: Final = "DeliveryCommandEntry"
 
 _INFO: Final = {
     "title": "Mailkeep, delivery commands",
@@ -86,7 +80,7 @@ def _message() -> Schema:
         "title": "Delivery command",
         "summary": "One entry: its fields by name, each a string.",
         "contentType": "application/json",
-        "payload": {"oneOf": [{"$ref": f"{SCHEMAS}{name}"} for name in _ENTRY_OF_MODE.values()]},
+        "payload": {"$ref": f"{SCHEMAS}{_ENTRY}"},
         "examples": [
             {"name": name, "payload": stream_entry(command, KEY if name == "rendered" else f"{KEY}-{name}")}
             for name, command in COMMANDS.items()
@@ -97,41 +91,42 @@ def _message() -> Schema:
 def _schemas() -> dict[str, Schema]:
     """Return the schemas of an entry and of the JSON text in it."""
     found = schemas((), SCHEMAS)
-    del found[COMMAND]
-    commands = {mode: found.pop(name) for mode, name in COMMAND_OF_MODE.items()}
-    entries = {_ENTRY_OF_MODE[mode]: _entry(mode, command) for mode, command in commands.items()}
-    return {**entries, "FailureCode": {"type": "string", **one_of(FailureCode)}, **found}
-
-
-def _entry(mode: PayloadMode, command: Schema) -> Schema:
-    fields = {
-        name: _field(name, command["properties"][name])
-        for name in (*REQUIRED_OF_STREAM, *OPTIONAL)
-        if name != PAYLOAD
+    return {
+        _ENTRY: _entry(found.pop(COMMAND)),
+        "FailureCode": {"type": "string", **one_of(FailureCode)},
+        **found,
     }
-    fields[PAYLOAD] = {
-        "type": "string",
-        "description": f"JSON text: `{PAYLOAD_OF_MODE[mode]}`.",
-        "contentMediaType": "application/json",
-        "contentSchema": {"$ref": f"{SCHEMAS}{PAYLOAD_OF_MODE[mode]}"},
+
+
+def _entry(command: Schema) -> Schema:
+    """Return the schema of a command as flat strings."""
+    members = command["properties"]
+    fields = {
+        name: _field(name, members[name]) for name in (*REQUIRED_OF_STREAM, *OPTIONAL) if name in members
     }
     return {
-        "description": f"An entry whose content is `{mode}`.",
+        "description": "A command as flat fields.",
         "type": "object",
-        "properties": fields,
+        "properties": fields | {PAYLOAD: {"type": "string", "contentMediaType": "application/json"}},
         "required": list(REQUIRED_OF_STREAM),
         "additionalProperties": False,
+        "oneOf": [
+            {
+                "properties": {
+                    "payload_mode": {"const": mode.value},
+                    PAYLOAD: {"contentSchema": {"$ref": f"{SCHEMAS}{name}"}},
+                }
+            }
+            for mode, name in PAYLOADS.items()
+        ],
     }
 
 
 def _field(name: str, member: Schema) -> Schema:
-    """Return the schema of a member as a string."""
     if name in INSTANTS:
-        return {"type": "string", "description": member["description"], "pattern": "^[0-9]{1,15}$"}
-    field = {keyword: part for keyword, part in member.items() if keyword not in ("type", "default")}
-    if "enum" in field:
-        field["enum"] = [word for word in field["enum"] if word is not None]
-    return {"type": "string", **field}
+        digits = whole(f"[0-9]{{1,{MAX_DIGITS}}}")
+        return {"type": "string", "description": member["description"], **digits}
+    return {keyword: part for keyword, part in not_null(member).items() if keyword != "default"}
 
 
 def _malformed(code: FailureCode) -> Schema:
@@ -143,7 +138,6 @@ def _malformed(code: FailureCode) -> Schema:
     return {
         "summary": make_problem(code, "").title,
         "field": refusal.field,
-        "message": refusal.message,
         "example": entry,
     }
 

@@ -3,7 +3,8 @@
 from typing import Final
 
 from mailkeep.contracts.examples import COMMANDS
-from mailkeep.contracts.schemas import COMMAND, Schema, schemas
+from mailkeep.contracts.schemas import schemas
+from mailkeep.contracts.truth import COMMAND, Schema
 
 DEFINITIONS: Final = "#/$defs/"
 

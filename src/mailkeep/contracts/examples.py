@@ -15,15 +15,15 @@ from mailkeep.operator.api import ROOT
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.group_commit import OverloadedError
 
-DELIVERY_ID: Final = "019ab5e3-7c00-7d21-9f53-40a7c2b6e810"
-TEMPLATE_ID: Final = "019ab5e3-7c05-7a4e-8b1c-93d2f4e60a77"
-SCHEDULED_ID: Final = "019ab5e3-7c0a-70f6-a2d8-5be1c9704f3d"
-LOGIN_CODE_ID: Final = "019ab5e3-7c10-7c93-b64f-08d75a1e2b9c"
-REPLICA_ID: Final = "019ab5dd-1a3c-7e70-8d45-c61f0b92e7a4"
-UNKNOWN_ID: Final = "019ab5e3-0000-7000-8000-000000000000"
+DELIVERY_ID: Final = "01a20320-a200-7d21-9f53-40a7c2b6e810"
+TEMPLATE_ID: Final = "01a20320-a205-7a4e-8b1c-93d2f4e60a77"
+SCHEDULED_ID: Final = "01a20320-a20a-70f6-a2d8-5be1c9704f3d"
+LOGIN_CODE_ID: Final = "01a20320-a210-7c93-b64f-08d75a1e2b9c"
+REPLICA_ID: Final = "01a2031a-2df1-7e70-8d45-c61f0b92e7a4"
+UNKNOWN_ID: Final = "01a20320-0000-7000-8000-000000000000"
 KEY: Final = "order-10042"
 FLUSH: Final = f"{ROOT}/queue/flush"
-_REQUESTED_AT_MS: Final = 1_763_992_800_000
+_REQUESTED_AT_MS: Final = 1_795_348_799_888
 _IN_2100_MS: Final = 4_102_444_800_000
 
 
@@ -363,8 +363,8 @@ REFUSED: Final[dict[str, tuple[Exchange, ...]]] = {
 """What is refused, by the names of the documents."""
 
 
-_BEGAN_AT: Final = "2025-11-24T13:20:00.731204Z"
-_ENDED_AT: Final = "2025-11-24T13:20:00.812390Z"
+_BEGAN_AT: Final = "2026-11-22T12:00:00.014204Z"
+_ENDED_AT: Final = "2026-11-22T12:00:00.097390Z"
 _DELIVERED: Final[dict[str, Any]] = {
     "severity": "success",
     "scope": "message",
@@ -445,8 +445,8 @@ _REPLICA: Final[dict[str, Any]] = {
     "pid": 41,
     "version": "0.1.0",
     "in_flight": 0,
-    "started_at": "2025-11-24T13:12:55.100937Z",
-    "last_seen_at": "2025-11-24T13:20:09.402118Z",
+    "started_at": "2026-11-22T11:52:57.100937Z",
+    "last_seen_at": "2026-11-22T12:00:09.402118Z",
     "silent_s": 0.84,
 }
 

@@ -11,7 +11,8 @@ from typing import Final
 import msgspec
 
 from mailkeep.contracts.examples import DELIVERY_ID, KEY, REFUSED, TAKEN, Exchange
-from mailkeep.contracts.schemas import COMMAND, COMMAND_OF_MODE, Schema, one_of, schemas
+from mailkeep.contracts.schemas import not_null, schemas
+from mailkeep.contracts.truth import COMMAND, Schema, one_of
 from mailkeep.core.command import MAX_KEY_CHARS, FailureCode, LoginCodeRequest
 from mailkeep.intake.http import (
     BATCH,
@@ -145,18 +146,13 @@ _DELIVERY_ID: Final[Schema] = {
 def _query(kind: type[msgspec.Struct], *without: str) -> tuple[Schema, ...]:
     """Return the query parameters that are the members of `kind`."""
     members = schemas([kind], SCHEMAS)[kind.__name__]["properties"]
-    return tuple(
-        _query_parameter(name, dict(member)) for name, member in members.items() if name not in without
-    )
+    return tuple(_query_parameter(name, member) for name, member in members.items() if name not in without)
 
 
 def _query_parameter(name: str, member: Schema) -> Schema:
-    description = {"description": member.pop("description")} if "description" in member else {}
-    if isinstance(member.get("type"), list):
-        member["type"] = member["type"][0]
-    if "enum" in member:
-        member["enum"] = [word for word in member["enum"] if word is not None]
-    return {"name": name, "in": "query", **description, "schema": member}
+    schema = not_null(member)
+    description = {"description": schema.pop("description")} if "description" in schema else {}
+    return {"name": name, "in": "query", **description, "schema": schema}
 
 
 # -- the operations ----------------------------------------------------------------------------------------------
@@ -347,11 +343,6 @@ def openapi() -> Schema:
     paths: dict[str, Schema] = {}
     for name, call in CALLS.items():
         paths.setdefault(call.path, {})[call.method] = _operation(name, call)
-    shapes = schemas(_SHAPES, SCHEMAS)
-    shapes[COMMAND]["discriminator"] = {
-        "propertyName": "payload_mode",
-        "mapping": {mode.value: f"{SCHEMAS}{name}" for mode, name in COMMAND_OF_MODE.items()},
-    }
     return {
         "openapi": "3.1.0",
         "info": _INFO,
@@ -373,7 +364,7 @@ def openapi() -> Schema:
             },
             "headers": _HEADERS,
             "responses": {name: _refusal(name, refused) for name, refused in _REFUSED.items()},
-            "schemas": shapes,
+            "schemas": schemas(_SHAPES, SCHEMAS),
         },
     }
 

@@ -163,12 +163,14 @@ class CommandIntake:
 
     def _say(self, refused: Sequence[Malformed]) -> None:
         for record in refused:
-            event = "stream command rejected" if record.intake is Intake.STREAM else "sql command rejected"
-            self._log.warning(
-                event,
+            log = self._log.bind(
                 entry_id=record.entry_id,
                 failure_code=record.failure_code,
                 field=record.field,
                 delivery_id=record.delivery_id,
                 source=record.source,
             )
+            if record.intake is Intake.STREAM:
+                log.warning("stream command rejected")
+            else:
+                log.warning("sql command rejected")

@@ -23,6 +23,7 @@ from mailkeep.core.delivery import (
 )
 from mailkeep.core.idempotency import address_hash
 from mailkeep.core.outcome import Phase, RecipientOutcome
+from mailkeep.core.redact import mask_address
 from mailkeep.store.postgres import Store
 from mailkeep.store.reads import (
     Burial,
@@ -253,12 +254,6 @@ class OperatorQueue:
         except AddressError as fault:
             raise CommandError(FailureCode.INVALID_ADDRESS, "recipient", str(fault)) from None
         return address_hash(mailbox.address, self._store.hash_key)
-
-
-def mask_address(address: str) -> str:
-    """Return `address` so that its owner recognises it and nobody else learns it: `a***@d***`."""
-    local, _, domain = address.rpartition("@")
-    return f"{local[:1]}***@{domain[:1]}***"
 
 
 def _delivery_view(stored: StoredDelivery) -> DeliveryView:

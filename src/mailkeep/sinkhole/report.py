@@ -10,6 +10,8 @@ from typing import Final
 
 import msgspec
 
+from mailkeep.core.redact import mask_address
+
 MAX_SHOWN_RECIPIENTS: Final = 5  # a line stays a line
 MAX_SHOWN_HEADER_CHARS: Final = 16_384  # header sections of real mail are shorter; a hostile one is cut
 
@@ -34,9 +36,8 @@ Observe = Callable[[Exchange], None]
 
 
 def mask(address: str) -> str:
-    """Return `address` with only its initials: `a***@d***`; the null sender stays empty."""
-    local, at, domain = address.rpartition("@")
-    return f"{_printable(local[:1])}***@{_printable(domain[:1])}***" if at else ""
+    """Return `address` masked and fit for a terminal."""
+    return _printable(mask_address(address))
 
 
 def readable(exchange: Exchange) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from mailkeep.core.outcome import MAX_REPLY_CHARS
-from mailkeep.smtp.redact import mask_addresses
+from mailkeep.core.redact import mask_addresses
 
 MAX_LINE_BYTES: Final = 2048
 """One line with its line end. RFC 5321 section 4.5.3.1.5 says 512; real servers exceed it a little."""

@@ -21,9 +21,9 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from mailkeep.core.redact import mask_addresses
 from mailkeep.settings import LogFormat, LogLevel
 
-MASK: Final = "…@…"
 MAX_TEXT_CHARS: Final = 2_000  # a reply of a server may have 20 MB
 MAX_TRACEBACK_CHARS: Final = 10_000  # the innermost frames of a deep one
 MAX_ENTRIES: Final = 50  # of a list or mapping in one line
@@ -49,7 +49,6 @@ REFUSED_KEYS: Final = frozenset(
 """Their text is never written. Their numbers are: `recipients=3` is a count and `code=421` a reply code."""
 
 _LEVELS: Final = {"exception": "error", "warn": "warning"}
-_RUN: Final = re.compile(r'"[^"@]{1,64}"(?:@|\uff20|%40)[^\s<>"(),;]*|[^\s<>"(),;]+')
 _SHOWN_DSN: Final = re.compile(r"[a-z]+://[^:@/\s]*:\*\*\*@[^@\uff20%\s]*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _CONTROL_BUT_NEWLINE: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -84,19 +83,6 @@ def configure(
     root.addHandler(_Bridge(logging.WARNING))
 
 
-def mask_addresses(text: str) -> str:
-    """Return `text` with each thing that looks like a mail address replaced by `…@…`."""
-    return _RUN.sub(_masked, text) if _has_at_sign(text) else text
-
-
-def _masked(run: re.Match[str]) -> str:
-    return MASK if _has_at_sign(run[0]) and not _SHOWN_DSN.fullmatch(run[0]) else run[0]
-
-
-def _has_at_sign(text: str) -> bool:
-    return "@" in text or "%40" in text or "\uff20" in text
-
-
 def _finisher(trace_ids: Callable[[], tuple[str, str] | None]) -> Processor:
     def _finish(logger: WrappedLogger, method: str, fields: EventDict) -> EventDict:
         line: dict[str, Any] = {
@@ -112,7 +98,7 @@ def _finisher(trace_ids: Callable[[], tuple[str, str] | None]) -> Processor:
         for key, value in fields.items():
             line[key] = _safe(key, value, MAX_DEPTH)
         if traceback:
-            shown = mask_addresses(str(traceback)[-MAX_TRACEBACK_CHARS:])
+            shown = mask_addresses(str(traceback)[-MAX_TRACEBACK_CHARS:], keep=_SHOWN_DSN)
             line["exception"] = _CONTROL_BUT_NEWLINE.sub(_escaped, shown)
         return line
 
@@ -140,7 +126,7 @@ def _safe(key: str, value: object, depth: int) -> object:  # noqa: PLR0911  # on
 def _text(text: str) -> str:
     if len(text) > MAX_TEXT_CHARS:
         text = f"{text[:MAX_TEXT_CHARS]}…"
-    return _CONTROL.sub(_escaped, mask_addresses(text))
+    return _CONTROL.sub(_escaped, mask_addresses(text, keep=_SHOWN_DSN))
 
 
 def _escaped(control: re.Match[str]) -> str:

@@ -1,0 +1,218 @@
+"""Redis fails in every way it can: the consumer says so once, comes back by itself, loses and doubles nothing it kept."""
+
+import asyncio
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+import pytest
+from stream_kit import GROUP, STREAM, Valkey, add, deliveries, drained, fields, malformed, pending, until
+
+from mailkeep.intake import redis_client, stream
+
+COMPLAINT, RELIEF = "stream can't be read; trying again", "stream is read again"
+TRIMMED, BEGINNING = "stream entries were trimmed before they were taken", "stream is read from its beginning"
+
+
+@pytest.fixture
+def valkey():
+    """Run a server of the test's own, in a folder short enough for its socket."""
+    folder = Path(tempfile.mkdtemp(prefix="mk-valkey-"))
+    server = Valkey(folder).start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def streaming(serve, valkey, monkeypatch):
+    """Run a service that reads the stream and looks for abandoned entries and losses often."""
+    monkeypatch.setattr(stream, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(stream, "RETRY_LAST_S", 0.5)
+    return await serve(MAIL_REDIS_MASTER_ADDR=str(valkey.socket))
+
+
+def said(lines, event):
+    """Return the lines of `event`."""
+    return [line for line in lines if line["event"] == event]
+
+
+async def works(valkey, dsn, number):
+    """Check that a new entry is taken."""
+    add(valkey, fields(number))
+    await drained(valkey)
+    assert f"order-{number}" in await deliveries(dsn)
+
+
+async def test_killed_again_and_again_it_loses_and_doubles_nothing_that_was_kept(
+    streaming, valkey, dsn, log_lines
+):
+    """Through kill -9 and restarts under a trickle, every entry that Redis kept is one delivery, also with lost acknowledgements."""
+    added = 0
+    for _ in range(5):
+        add(valkey, *(fields(number) for number in range(added, added + 200)))
+        added += 200
+        valkey.do("BGREWRITEAOF")
+        valkey.kill9()
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(valkey.start)
+    await drained(valkey)
+    kept = {entry[b"idempotency_key"].decode() for _id, entry in valkey.client().xrange(STREAM)}
+    assert kept <= set(await deliveries(dsn)) <= {f"order-{number}" for number in range(added)}
+    assert await malformed(dsn) == []
+    assert len(said(log_lines, COMPLAINT)) <= 5 * 3
+    await works(valkey, dsn, added)
+
+
+async def test_an_outage_is_said_once_and_its_end_too(streaming, valkey, dsn, log_lines):
+    """However long Redis is away there is one complaint for each kind of error, and one line when it is back."""
+    await works(valkey, dsn, 1)
+    valkey.kill9()
+    await until(lambda: said(log_lines, COMPLAINT), "the outage is noticed")
+    await asyncio.sleep(3)
+    kinds = [line["error"] for line in said(log_lines, COMPLAINT)]
+    assert len(kinds) == len(set(kinds)) <= 3
+    assert said(log_lines, RELIEF) == []
+    await asyncio.to_thread(valkey.start)
+    await works(valkey, dsn, 2)
+    assert len(said(log_lines, RELIEF)) == 1
+
+
+async def test_a_group_that_is_destroyed_is_made_again(streaming, valkey, dsn, log_lines):
+    """XGROUP DESTROY under the reading consumer: all is read again, and is the deliveries it was."""
+    add(valkey, *(fields(number) for number in range(50)))
+    await drained(valkey)
+    before = await deliveries(dsn)
+    valkey.do("XGROUP", "DESTROY", STREAM, GROUP)
+    await works(valkey, dsn, 50)
+    assert before.items() <= (await deliveries(dsn)).items()
+    assert len(await deliveries(dsn)) == 51
+    assert len(said(log_lines, BEGINNING)) == 2
+
+
+async def test_everything_wiped_is_begun_anew(streaming, valkey, dsn):
+    """FLUSHALL takes group and stream: new commands are taken at once, although their entry ids may start again."""
+    add(valkey, *(fields(number) for number in range(10)))
+    await drained(valkey)
+    valkey.do("FLUSHALL")
+    valkey.do("XADD", STREAM, "1-1", *[part for pair in fields(10).items() for part in pair])
+    await drained(valkey)
+    await works(valkey, dsn, 11)
+    assert len(await deliveries(dsn)) == 12
+    assert await malformed(dsn) == []
+
+
+async def test_a_key_of_another_type_is_survived(streaming, valkey, dsn, log_lines):
+    """While something else stands at the key the consumer complains once and waits; then it reads the stream."""
+    await works(valkey, dsn, 1)
+    valkey.do("DEL", STREAM)
+    valkey.do("SET", STREAM, "no stream")
+    await until(
+        lambda: [line for line in said(log_lines, COMPLAINT) if "WRONGTYPE" in line["error"]], "it is noticed"
+    )
+    await asyncio.sleep(2)
+    assert len([line for line in said(log_lines, COMPLAINT) if "WRONGTYPE" in line["error"]]) == 1
+    valkey.do("DEL", STREAM)
+    await works(valkey, dsn, 2)
+
+
+async def test_a_password_that_changes_is_survived(streaming, valkey, dsn, log_lines):
+    """Refused without a password (NOAUTH) the consumer complains without naming one, and comes back when it may."""
+    await works(valkey, dsn, 1)
+    with valkey.client() as client:
+        client.config_set("requirepass", "correct horse")
+        client.client_kill_filter(_type="normal", skipme=True)
+        await until(
+            lambda: [line for line in said(log_lines, COMPLAINT) if "Authentication" in line["error"]],
+            "it is refused",
+        )
+        client.config_set("requirepass", "")
+    await works(valkey, dsn, 2)
+    assert "correct horse" not in str(log_lines)
+
+
+async def test_a_master_that_becomes_a_replica_is_survived(streaming, valkey, dsn, log_lines):
+    """READONLY: nothing is read until the server may be written again; entries stay."""
+    await works(valkey, dsn, 1)
+    add(valkey, fields(2))
+    await drained(valkey)
+    valkey.do("REPLICAOF", "127.0.0.1", "1")
+    await until(
+        lambda: [line for line in said(log_lines, COMPLAINT) if "read only" in line["error"].lower()],
+        "it is refused",
+    )
+    valkey.do("REPLICAOF", "NO", "ONE")
+    await works(valkey, dsn, 3)
+
+
+async def test_a_server_that_is_loading_is_waited_for(streaming, valkey, dsn, log_lines):
+    """LOADING: a restart over a large data set is survived, and what it loads is taken."""
+    await works(valkey, dsn, 1)
+    with valkey.client() as client:
+        pipeline = client.pipeline(transaction=False)
+        for number in range(2000):
+            pipeline.set(f"other-{number}", "x" * 100)
+        pipeline.execute()
+        client.bgrewriteaof()
+        await until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], "the data is written")
+    valkey.kill9()
+    slow = ("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024")
+    valkey.start(*slow, ready=False)
+    await until(
+        lambda: [line for line in said(log_lines, COMPLAINT) if "loading" in line["error"].lower()],
+        "it is loading",
+    )
+    await works(valkey, dsn, 2)
+
+
+async def test_a_frozen_server_is_given_up_and_found_again(streaming, valkey, dsn, log_lines, monkeypatch):
+    """SIGSTOP: the silence is noticed within the read timeout; when the server goes on, so does the consumer."""
+    await works(valkey, dsn, 1)
+    valkey.signal(signal.SIGSTOP)
+    await until(
+        lambda: said(log_lines, COMPLAINT), "the silence is noticed", redis_client.READ_TIMEOUT_S + 30
+    )
+    valkey.signal(signal.SIGCONT)
+    await works(valkey, dsn, 2)
+
+
+async def test_a_stop_is_prompt_whatever_redis_does(streaming, valkey):
+    """A service whose Redis is frozen, or whose read is blocked, stops in a moment."""
+    valkey.signal(signal.SIGSTOP)
+    await asyncio.sleep(2.5)
+    async with asyncio.timeout(5):
+        await streaming.service.stop()
+
+
+async def test_unread_entries_that_producers_trim_are_told(serve, valkey, dsn, log_lines):
+    """Entries cut from the stream while nobody read are counted and reported once, and what is left is taken."""
+    valkey.do("XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM")
+    (first,) = add(valkey, fields(0))
+    valkey.do("XREADGROUP", "GROUP", GROUP, "before", "STREAMS", STREAM, ">")
+    valkey.do("XACK", STREAM, GROUP, first)
+    add(valkey, *(fields(number) for number in range(1, 11)))
+    valkey.do("XTRIM", STREAM, "MAXLEN", "2")
+    await serve(MAIL_REDIS_MASTER_ADDR=str(valkey.socket))
+    await works(valkey, dsn, 11)
+    assert set(await deliveries(dsn)) == {"order-9", "order-10", "order-11"}
+    assert [line["count"] for line in said(log_lines, TRIMMED)] == [8]
+
+
+async def test_a_consumer_of_long_ago_is_forgotten(valkey, serve, monkeypatch):
+    """Names of consumers that are gone don't pile up in Redis; one that still holds an entry stays."""
+    monkeypatch.setattr(stream, "FORGET_IDLE_MS", 50)
+    valkey.do("XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM")
+    add(valkey, fields(1))
+    valkey.do("XREADGROUP", "GROUP", GROUP, "holder", "STREAMS", STREAM, ">")
+    valkey.do("XGROUP", "CREATECONSUMER", STREAM, GROUP, "gone")
+    await asyncio.sleep(0.2)
+    monkeypatch.setattr(stream, "CLAIM_IDLE_MS", 600_000)
+    await serve(MAIL_REDIS_MASTER_ADDR=str(valkey.socket))
+
+    def names():
+        return {consumer["name"] for consumer in valkey.client().xinfo_consumers(STREAM, GROUP)}
+
+    await until(lambda: b"gone" not in names(), "it is forgotten")
+    assert b"holder" in names()
+    assert pending(valkey) == 1
