@@ -44,7 +44,7 @@ bench: $(BIN)/.ready ## Measure throughput and latency on this machine
 constraints: ## Renew constraints.txt (needs uv): names and versions, no hosts
 	@echo "# Versions that were tested together, on Python 3.11 to 3.14; \`make constraints\` renews them." > constraints.new
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header -q \
-		| sed -e "/ == 'win32'/d" -e "/ == 'emscripten'/d" -e 's/ ;.*//' >> constraints.new
+		| sed -e "/ == 'win32'/d" -e "/ == 'emscripten'/d" >> constraints.new
 	mv constraints.new constraints.txt
 
 clean: ## Remove .venv and caches; mail data is kept

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 class Front:
     """Passes requests to `port`; `faults` says what happens to the next ones.
 
-    `refuse`: cut without passing it on; `lose`: passed on, the answer thrown away; `tear`: half of the answer; `stall`:
-    nothing for ever; `503`; `page`: a web page of somebody else; "": nothing. `requests` are those seen.
+    `refuse`: cut without passing it on; `lose`: passed on, the answer thrown away; `tear`: half of the answer; `leave`:
+    answered with `Connection: close`, but the connection stays; `stall`: nothing for ever; `503`; `page`: a web page of
+    somebody else; "": nothing. `requests` are those seen.
     """
 
     def __init__(self, port):
@@ -48,6 +49,8 @@ class Front:
                 answer = await self._ask(request)
         if fault == "lose":
             raise StopAsyncIteration
+        if fault == "leave":
+            answer = answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
         writer.write(answer[: len(answer) // 2] if fault == "tear" else answer)
         await writer.drain()
         if fault == "tear":

@@ -17,7 +17,6 @@ from stream_kit import (
     fields,
     malformed,
     pending,
-    unread,
     until,
 )
 

@@ -79,9 +79,9 @@ def _told(name: str, schema: Schema) -> Schema:
 
 def _member(name: str, shape: Schema, added: Schema) -> Schema:
     """Return the schema of a member: of its one type, which may stand beside null."""
-    if "$ref" in added:
-        return added
     (kind,) = [option for option in shape.get("anyOf", [shape]) if option != _NULL]
+    if "$ref" in added or ("$ref" in kind and added):
+        return added
     told = {**kind, **added}
     if name.endswith("_at") and kind.get("type") == "string":
         told["format"] = "date-time"

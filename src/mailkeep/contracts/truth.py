@@ -90,7 +90,7 @@ ADDED: Final[dict[str, Schema]] = {
 
 MEMBERS: Final[dict[type, dict[str, Schema]]] = {
     DeliveryRequest: {
-        "payload": {"description": "By `payload_mode`."},
+        "payload": saying("By `payload_mode`.", anyOf=[{"$ref": name} for name in PAYLOADS.values()]),
         "payload_mode": one_of(PayloadMode),
         "source": saying("Who asks.", **one_of(sorted(INTAKE_SOURCES))),
         "idempotency_key": saying(

@@ -5,6 +5,7 @@ the wrong mail. An unknown delivery answers 404, which also serves as the smoke 
 problem documents. The bearer tokens are checked before anything comes here, see `mailkeep.intake.http`.
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
@@ -108,6 +109,8 @@ class ReplicaList(msgspec.Struct, frozen=True):
     replicas: tuple[ReplicaView, ...]
 
 
+_NUMBERS: Final = frozenset({"limit"})
+_DIGITS: Final = re.compile(r"[0-9]{1,9}")
 _ENCODER: Final = msgspec.json.Encoder()
 _FLUSH: Final = msgspec.json.Decoder(FlushRequest)
 
@@ -240,9 +243,10 @@ def _parameters(request: Request, kind: type[P]) -> P:
         elif name in given:
             raise _bad_parameter(name, "is given twice")
         else:
-            given[name] = value
+            # The decoder's own lax way takes "null" for not given and numbers for instants.
+            given[name] = int(value) if name in _NUMBERS and _DIGITS.fullmatch(value) else value
     try:
-        return msgspec.convert(given, kind, strict=False)
+        return msgspec.convert(given, kind)
     except msgspec.ValidationError as fault:
         wrong = field_error(fault)
         raise ProblemError(problem_of(wrong, status=400)) from None
