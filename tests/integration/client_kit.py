@@ -8,8 +8,8 @@ class Front:
     """Passes requests to `port`; `faults` says what happens to the next ones.
 
     `refuse`: cut without passing it on; `lose`: passed on, the answer thrown away; `tear`: half of the answer; `leave`:
-    answered with `Connection: close`, but the connection stays; `stall`: nothing for ever; `503`; `page`: a web page of
-    somebody else; "": nothing. `requests` are those seen.
+    answered with `Connection: close`, but the connection stays; `twice`: answered twice; `stall`: nothing for ever;
+    `503`; `page`: a web page of somebody else; "": nothing. `requests` are those seen.
     """
 
     def __init__(self, port):
@@ -55,6 +55,9 @@ class Front:
         await writer.drain()
         if fault == "tear":
             raise StopAsyncIteration
+        if fault == "twice":
+            await asyncio.sleep(0.05)
+            writer.write(answer)
 
     async def _ask(self, request):
         reader, writer = await asyncio.open_connection("127.0.0.1", self._to_port)

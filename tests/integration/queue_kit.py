@@ -1,5 +1,6 @@
 """What the tests of the store and of dispatch share: deliveries to accept, attempts to record, and how the table looks."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -192,6 +193,24 @@ async def lose(store: Store, replica_id: UUID) -> None:
         await connection.execute(silent, replica_id, silence)
         lost = await connection.fetch(query("mark_lost"), silence.total_seconds() - 1)
     assert [found["id"] for found in lost] == [replica_id]
+
+
+async def blocked_backend(dsn: str, words: str = "") -> int:
+    """Wait until a statement with `words` in it waits for a lock; answers its process id.
+
+    On a connection of its own: inside a transaction PostgreSQL would show the same picture again and again.
+    """
+    waiting = (
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock' AND strpos(query, $1) > 0"
+    )
+    connection = await asyncpg.connect(dsn)
+    try:
+        while (pid := await connection.fetchval(waiting, words)) is None:
+            await asyncio.sleep(0.01)
+    finally:
+        await connection.close()
+    return int(pid)
 
 
 async def check_accounts(store: Store, accepted_ids: Sequence[UUID]) -> None:

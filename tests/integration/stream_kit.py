@@ -1,12 +1,10 @@
 """What the tests of stream and SQL intake share: a Redis that can be hurt, entries, and what became of them."""
 
 import asyncio
-import contextlib
 import json
-import os
 import signal
-import subprocess
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import asyncpg
@@ -16,6 +14,7 @@ from redis.exceptions import RedisError
 
 from mailkeep.intake.stream import GROUP, STREAM
 from mailkeep.store.embedded import _redis_binary
+from mailkeep.store.embedded_process import own_identity, running
 
 PATIENCE_S = 60.0
 """For anything that happens by itself: generous, since the machine may be slow and busy; idle, it is a second or two."""
@@ -23,26 +22,28 @@ LOOK_S = 0.05
 
 
 class Valkey:
-    """A real server of the test's own on a Unix socket, durable as in production but for the disk's own cache."""
+    """A real server of the test's own on a Unix socket and, with `port`, on loopback; it keeps what it was given."""
 
-    def __init__(self, folder: Path, *options: str, arguments: tuple[str, ...] = (), port: int = 0):
+    def __init__(self, folder: Path, *, port: int = 0):
         folder.mkdir(exist_ok=True)
-        self.socket, self._folder = folder / "s", folder
-        self.port = port
-        self._command = [str(_redis_binary()), *arguments, "--dir", str(folder), "--port", str(port)]
-        self._command += ["--unixsocket", str(self.socket), "--appendonly", "yes", "--save", "", *options]
-        self._command += ["--logfile", str(folder / "log")]
-        self._process = None
+        self.socket, self.port = folder / "s", port
+        self._log = folder / "log"
+        self._command = [str(_redis_binary()), "--dir", str(folder), "--port", str(port)]
+        self._command += ["--unixsocket", str(self.socket), "--appendonly", "yes", "--save", ""]
+        self._running = ExitStack()
 
     def start(self, *options: str, ready: bool = True):
-        """Start it, or start it again over what it kept."""
-        self._process = subprocess.Popen([*self._command, *options], stdout=subprocess.DEVNULL)
+        """Start it, or start it again over what it kept; `ready`: wait until it answers."""
+        command = [*self._command, *options]
+        self._process = self._running.enter_context(
+            running(command, identity=own_identity(), log=self._log, stop_signal=signal.SIGTERM)
+        )
         deadline_s = time.monotonic() + PATIENCE_S
         while ready:
-            with contextlib.suppress(RedisError), self.client() as client:
-                client.ping()
+            with suppress(RedisError):
+                self.do("PING")
                 break
-            assert time.monotonic() < deadline_s, (self._folder / "log").read_text()
+            assert time.monotonic() < deadline_s, self._log.read_text()
             time.sleep(LOOK_S)
         return self
 
@@ -59,18 +60,17 @@ class Valkey:
 
     def signal(self, number):
         """Send it a signal."""
-        os.kill(self._process.pid, number)
+        self._process.send_signal(number)
 
     def kill9(self):
         """Kill it as a crash does and wait until it is gone."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()
+        self._process.wait()
+        self._running.close()
 
     def stop(self):
         """End it, also when it is frozen."""
-        if self._process is not None and self._process.poll() is None:
-            self.signal(signal.SIGCONT)
+        if self._process.poll() is None:
             self.kill9()
 
 
@@ -112,7 +112,7 @@ async def until(condition, what, within_s=PATIENCE_S):
     """Return the first true answer of `condition` (run in a thread), polled; fail, naming `what` was awaited."""
     deadline_s = time.monotonic() + within_s
     while True:
-        with contextlib.suppress(RedisError):
+        with suppress(RedisError):
             answer = await asyncio.to_thread(condition)
             if answer:
                 return answer

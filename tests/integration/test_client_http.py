@@ -300,6 +300,17 @@ async def test_a_connection_is_used_again_and_a_dead_one_costs_no_try(lossy, con
     assert lossy.connections == 4
 
 
+async def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one(lossy, connect):
+    """A second answer to the same request, late, ends the connection: no mail counts as accepted by it."""
+    client = connect(lossy.url)
+    lossy.faults = ["twice"]
+    first = await client.send(MAIL)
+    await asyncio.sleep(0.2)
+    second = await client.send(MAIL)
+    assert first.delivery_id != second.delivery_id
+    assert (len(lossy.requests), lossy.connections) == (2, 2)
+
+
 async def test_many_calls_at_once_are_all_answered(served, connect):
     """Three hundred at a time over a bounded number of connections."""
     client = connect(url(served))

@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from dispatch_kit import dispatching, hop, until
-from queue_kit import HOP, check_accounts, fresh_id, payload, row, rows, shift_clock, status
+from queue_kit import HOP, blocked_backend, check_accounts, fresh_id, payload, row, rows, shift_clock, status
 from smtp_servers import Act, Drip, scripted_peer
 
 from mailkeep.core.address import Mailbox
@@ -267,12 +267,7 @@ async def test_a_store_that_is_away_takes_nothing(store, dsn):
         async with other.transaction():
             await other.execute("LOCK TABLE mail.idempotency_keys IN ACCESS EXCLUSIVE MODE")
             accepting_ = asyncio.create_task(dispatch.accept.accept(command(), key="k"))
-            blocked = (
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE wait_event_type = 'Lock' AND datname = current_database()"
-            )
-            while not await other.fetch(blocked):
-                await asyncio.sleep(0.01)
+            await other.execute("SELECT pg_terminate_backend($1)", await blocked_backend(dsn))
             with pytest.raises(StoreUnavailableError):
                 await accepting_
         await other.close()

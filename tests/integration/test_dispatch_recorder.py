@@ -8,7 +8,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from queue_kit import attempts, claim_one, ending, finished, lose, rows, snapshot, status
+from queue_kit import attempts, blocked_backend, claim_one, ending, finished, lose, rows, snapshot, status
 
 from mailkeep.core.delivery import DeliveryStatus, Guarantee
 from mailkeep.core.outcome import Severity
@@ -28,7 +28,7 @@ def own_server():
 
 
 @asynccontextmanager
-async def blocked(store, dsn):
+async def blocked(dsn):
     """Hold every claimed row, so that a statement about it waits; yields the connection that holds them."""
     other = await asyncpg.connect(dsn)
     trial = other.transaction()
@@ -39,15 +39,6 @@ async def blocked(store, dsn):
     finally:
         await trial.rollback()
         await other.close()
-
-
-async def _until_waiting(connection):
-    waiting = (
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    while not (found := await connection.fetch(waiting)):
-        await asyncio.sleep(0.01)
-    return [record["pid"] for record in found]
 
 
 async def test_results_survive_a_restart_of_postgresql(own_server):
@@ -75,11 +66,12 @@ async def test_a_commit_whose_answer_was_lost_is_recorded_once(store, dsn):
     """The statement is repeated after a cut connection and finds its own work done: one attempt, whatever was answered."""
     claim = await claim_one(store)
     recorder = Recorder(store)
-    async with blocked(store, dsn) as other:
+    async with blocked(dsn) as other:
         recording = asyncio.create_task(recorder.finish(finished(claim)))
-        (pid,) = await _until_waiting(other)
-        await other.execute("SELECT pg_terminate_backend($1)", pid)
-        await _until_waiting(other)
+        cut = await blocked_backend(dsn)
+        await other.execute("SELECT pg_terminate_backend($1)", cut)
+        while await blocked_backend(dsn) == cut:
+            await asyncio.sleep(0.01)
     assert await asyncio.wait_for(recording, 30) in (DeliveryStatus.SENT, None)
     assert await status(store, claim.id) == "sent"
     assert len(await attempts(store, claim.id)) == 1
@@ -99,9 +91,9 @@ async def test_results_of_one_batch_are_recorded_in_one_commit(store, dsn):
     """What ends while a commit is in flight is written together by the next."""
     claims = [await claim_one(store) for _ in range(6)]
     recorder = Recorder(store)
-    async with blocked(store, dsn) as other:
+    async with blocked(dsn):
         recording = [asyncio.create_task(recorder.finish(finished(claims[0])))]
-        await _until_waiting(other)
+        await blocked_backend(dsn)
         recording += [asyncio.create_task(recorder.finish(finished(claim))) for claim in claims[1:]]
         await asyncio.sleep(0)
     await asyncio.gather(*recording)

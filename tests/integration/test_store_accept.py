@@ -10,6 +10,7 @@ from queue_kit import (
     MESSAGE,
     accepted,
     attempts,
+    blocked_backend,
     check_accounts,
     delivery,
     fresh_id,
@@ -250,12 +251,7 @@ async def test_a_commit_that_was_cut_is_in_doubt_and_can_be_asked_for(store, dsn
     )
     new = await delivery(store, idempotency_key="k")
     accepting = asyncio.create_task(store.accept(new.id, [new]))
-    blocked = (
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    while not await holding.fetch(blocked):
-        await asyncio.sleep(0.01)
+    await holding.execute("SELECT pg_terminate_backend($1)", await blocked_backend(dsn))
     with pytest.raises(StoreUnavailableError) as caught:
         await accepting
     assert caught.value.in_doubt

@@ -12,9 +12,10 @@ from uuid import UUID
 
 from mailkeep.client import conversation
 from mailkeep.client.answers import Accepted, Attempt, Delivery, LoginCodeAccepted
-from mailkeep.client.blocking import DEFAULT_URL, MAX_IDLE_S, reason
-from mailkeep.client.conversation import Conversation, Fault, Patience, Try, Wait
+from mailkeep.client.conversation import Conversation, Fault, Patience, Try, Wait, fault_of
 from mailkeep.client.http11 import (
+    DEFAULT_URL,
+    MAX_IDLE_S,
     Answer,
     AnswerReader,
     MalformedAnswerError,
@@ -148,7 +149,7 @@ class AsyncClient:
                         pass  # the usual end of an idle connection; a fresh one tells more
                 return await self._exchange(await self._connect(), data)
         except (OSError, MalformedAnswerError) as fault:
-            return Fault(reason(fault))
+            return fault_of(fault)
 
     async def _exchange(self, connection: "_Connection", data: bytes) -> Answer:
         answer = None

@@ -5,6 +5,7 @@ Idle connections are kept and shared by all threads; none is shared with a forke
 
 import contextlib
 import os
+import selectors
 import socket
 import ssl
 import time
@@ -17,8 +18,10 @@ from uuid import UUID
 
 from mailkeep.client import conversation
 from mailkeep.client.answers import Accepted, Attempt, Delivery, LoginCodeAccepted
-from mailkeep.client.conversation import Conversation, Fault, Patience, Try, Wait
+from mailkeep.client.conversation import Conversation, Fault, Patience, Try, Wait, fault_of
 from mailkeep.client.http11 import (
+    DEFAULT_URL,
+    MAX_IDLE_S,
     Answer,
     AnswerReader,
     MalformedAnswerError,
@@ -28,11 +31,8 @@ from mailkeep.client.http11 import (
 )
 from mailkeep.client.mail import AnyMail
 
-DEFAULT_URL: Final = "http://127.0.0.1:8080"
 MAX_IDLE: Final = 32
 """Connections kept for the next call; more threads than that are rarely between two calls."""
-MAX_IDLE_S: Final = 50.0
-"""For how long: less than servers and proxies keep them (60 s and more)."""
 READ_BYTES: Final = 64 * 1024
 
 T = TypeVar("T")
@@ -151,7 +151,7 @@ class Client:
         try:
             return self._exchange(self._connect(ends_at), data, ends_at)
         except (OSError, MalformedAnswerError) as fault:
-            return Fault(reason(fault))
+            return fault_of(fault)
 
     def _exchange(self, connection: "_Connection", data: bytes, ends_at: float) -> Answer:
         answer = None
@@ -208,8 +208,12 @@ class _Connection:
         self._used_at = time.monotonic()
 
     def is_fresh(self) -> bool:
-        """Whether it is this process's and was used a short time ago."""
-        return self._pid == os.getpid() and time.monotonic() - self._used_at < MAX_IDLE_S
+        """Whether it is this process's, was used a short time ago, and nothing came since, not even its end."""
+        if self._pid != os.getpid() or time.monotonic() - self._used_at >= MAX_IDLE_S:
+            return False
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            return not selector.select(0)
 
     def exchange(self, data: bytes, ends_at: float) -> Answer:
         """Send a request and return its answer. Raises OSError, `MalformedAnswerError`."""
@@ -238,21 +242,6 @@ class _Connection:
     def close(self) -> None:
         """Close it."""
         self._socket.close()
-
-
-def reason(fault: BaseException) -> str:
-    """Return what went wrong in a few words that hold nothing of a request."""
-    match fault:
-        case MalformedAnswerError():
-            return str(fault)
-        case TimeoutError():
-            return "timed out"
-        case ssl.SSLError() | socket.gaierror():
-            return str(fault.strerror)
-        case OSError(errno=int(number)):
-            return os.strerror(number)
-        case _:
-            return "can't connect"
 
 
 def _left_s(ends_at: float) -> float:

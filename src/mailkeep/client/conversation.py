@@ -5,7 +5,10 @@ long is decided here alone. Repeated are connections that fail, are cut or time 
 `Retry-After`, and whatever is no answer of Mailkeep's; all other 4xx are final.
 """
 
+import os
 import random
+import socket
+import ssl
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +31,7 @@ from mailkeep.client.answers import (
     read_refusal,
 )
 from mailkeep.client.errors import BatchError, RejectedError, UnavailableError
-from mailkeep.client.http11 import Answer, Request
+from mailkeep.client.http11 import Answer, MalformedAnswerError, Request
 from mailkeep.client.keys import check_key, new_key
 from mailkeep.client.mail import AnyMail, command, to_json
 
@@ -96,7 +99,7 @@ class Tries:
     def ask(self, request: Request, read: Callable[[Answer], T]) -> Conversation[T]:
         """Repeat `request` until it is settled. Raises `RejectedError`, `UnavailableError`."""
         while True:
-            came = yield self.next(request)
+            came = yield self.next_try(request)
             if isinstance(came, Answer):
                 if 400 <= came.status < 500 and not _is_passing(came):
                     raise read_refusal(came)
@@ -108,7 +111,7 @@ class Tries:
             assert came is not None
             yield from self.wait(came)
 
-    def next(self, request: Request) -> Try:
+    def next_try(self, request: Request) -> Try:
         """Return the next try."""
         left_s = self._ends_at - self._patience.clock()
         timeout_s = self._patience.timeout_s
@@ -239,6 +242,21 @@ def _send_batch(batch: Sequence[_Command], patience: Patience) -> Conversation[l
             for index, each in enumerate(batch)
         ]
     return [settled[index] for index in range(len(batch))]
+
+
+def fault_of(fault: BaseException) -> Fault:
+    """Return what kept an answer from coming, in a few words that hold nothing of the request."""
+    match fault:
+        case MalformedAnswerError():
+            return Fault(str(fault))
+        case TimeoutError():
+            return Fault("timed out")
+        case ssl.SSLError() | socket.gaierror():
+            return Fault(str(fault.strerror))
+        case OSError(errno=int(number)):
+            return Fault(os.strerror(number))
+        case _:
+            return Fault("can't connect")
 
 
 def _is_passing(answer: Answer) -> bool:

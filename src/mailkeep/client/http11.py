@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
+MAX_IDLE_S: Final = 50.0
+"""After so long a connection is not used again: less than servers and proxies keep it (60 s and more)."""
 MAX_HEAD_BYTES: Final = 64 * 1024
 """As much as a listener of Mailkeep takes itself."""
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -109,21 +112,19 @@ _Reading = Generator[None, None, "Answer"]
 
 
 class AnswerReader:
-    """Makes one answer of what comes in. `begun`: something came."""
+    """Makes one answer of what comes in."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._ended = False
         self._steps = self._answer()
         next(self._steps)
-        self.begun = False
 
     def feed(self, data: bytes) -> Answer | None:
         """Take what the connection gave, b"" for its end; return the answer when it is whole.
 
         Raises `MalformedAnswerError`.
         """
-        self.begun = self.begun or bool(data)
         self._ended = not data
         self._buffer += data
         try:

@@ -117,6 +117,12 @@ _PLAIN: Final[dict[str, Any]] = {
     "payload_mode": "rendered",
     "payload": {"to": ["ann@example.org"], "subject": "Hello", "text": "It works.\n"},
 }
+_FAREWELL: Final = Refusal(
+    FailureCode.UNKNOWN_TEMPLATE,
+    "payload.template_id",
+    "is not the id of a template",
+    with_payload(TEMPLATE, template_id="farewell"),
+)
 REFUSALS: Final = (
     Refusal(FailureCode.MISSING_FIELD, "payload.subject", "is required", with_payload(_PLAIN, subject=None)),
     Refusal(FailureCode.UNKNOWN_FIELD, "priority", "is not a field here", {**_PLAIN, "priority": "high"}),
@@ -150,12 +156,7 @@ REFUSALS: Final = (
         "smtp is not a source a producer may name",
         {**_PLAIN, "source": "smtp"},
     ),
-    Refusal(
-        FailureCode.UNKNOWN_TEMPLATE,
-        "payload.template_id",
-        "is not the id of a template",
-        with_payload(TEMPLATE, template_id="farewell"),
-    ),
+    _FAREWELL,
     Refusal(
         FailureCode.MISSING_VARIABLE,
         "payload.variables.start_url",
@@ -202,6 +203,18 @@ def _refused(
 ) -> Exchange:
     answer = msgspec.to_builtins(make_problem(code, detail, field=field, status=status))
     return Exchange(name=code.value, summary=summary, answer=answer, **request)
+
+
+def _refused_command(refusal: Refusal) -> Exchange:
+    return _refused(
+        make_problem(refusal.code, "").title,
+        refusal.code,
+        f"{refusal.field}: {refusal.message}",
+        field=refusal.field,
+        headers={KEY_HEADER: refusal.key} if refusal.key else {},
+        body=refusal.command,
+        **_POST,
+    )
 
 
 def _unprovoked(summary: str, fault: Exception) -> Exchange:
@@ -309,18 +322,7 @@ REFUSED: Final[dict[str, tuple[Exchange, ...]]] = {
             **_POST,
         ),
     ),
-    "RefusedCommand": tuple(
-        _refused(
-            "",
-            refusal.code,
-            f"{refusal.field}: {refusal.message}",
-            field=refusal.field,
-            headers={KEY_HEADER: refusal.key} if refusal.key else {},
-            body=refusal.command,
-            **_POST,
-        )
-        for refusal in REFUSALS
-    ),
+    "RefusedCommand": tuple(map(_refused_command, REFUSALS)),
     "RefusedLoginCode": (
         _refused(
             "A code that is longer than 64 characters",
@@ -483,19 +485,11 @@ TAKEN: Final[dict[str, tuple[Exchange, ...]]] = {
         Exchange(
             name="batch",
             summary="A command that was taken before, and one that can't be taken",
-            body={
-                "commands": [
-                    {**RENDERED, "idempotency_key": KEY},
-                    {**_PLAIN, "payload_mode": "markdown"},
-                ]
-            },
+            body={"commands": [{**RENDERED, "idempotency_key": KEY}, _FAREWELL.command]},
             answer={
                 "answers": [
                     {"status": 202, "delivery_id": DELIVERY_ID, "replayed": True},
-                    {
-                        "status": 422,
-                        "problem": REFUSED["RefusedCommand"][5].answer,
-                    },
+                    {"status": 422, "problem": _refused_command(_FAREWELL).answer},
                 ]
             },
         ),

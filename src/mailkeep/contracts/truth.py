@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from mailkeep.core.address import MAX_TEXT_CHARS
 from mailkeep.core.command import (
+    CONTENT_ID,
     CONTENT_TYPE,
     ID_DRIFT_S,
     INTAKE_SOURCES,
@@ -152,7 +153,7 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
             **whole(_BASE64),
         ),
         "content_type": whole(CONTENT_TYPE),
-        "content_id": whole(KEY),
+        "content_id": whole(CONTENT_ID),
     },
     LoginCodeRequest: {
         "email": {"$ref": MAILBOX},

@@ -29,6 +29,7 @@ MAX_SUPERSEDE_KEY_CHARS: Final = 255
 KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 CONTENT_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
+CONTENT_ID: Final = re.compile(r"[!-;=?-~]{1,128}")  # stands in angle brackets
 TEMPLATE_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 LOCALE: Final = re.compile(r"[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8}){0,4}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -242,7 +243,7 @@ def parse_request(request: DeliveryRequest, rules: CommandRules) -> Command:
             FailureCode.UNSUPPORTED_SOURCE, "source", f"{source} is not a source a producer may name"
         )
     default_class = _CLASS_OF_SOURCE.get(source, DeliveryClass.TRANSACTIONAL)
-    delivery_class = _member(DeliveryClass, request.delivery_class or default_class, "class")
+    delivery_class = _member(DeliveryClass, _or(request.delivery_class, default_class), "class")
     default_guarantee = rules.guarantees.get(delivery_class, Guarantee.AT_LEAST_ONCE)
     if request.idempotency_key is not None:
         check_key(request.idempotency_key)
@@ -252,7 +253,7 @@ def parse_request(request: DeliveryRequest, rules: CommandRules) -> Command:
     command = Command(
         source=source,
         delivery_class=delivery_class,
-        guarantee=_member(Guarantee, request.guarantee or default_guarantee, "guarantee"),
+        guarantee=_member(Guarantee, _or(request.guarantee, default_guarantee), "guarantee"),
         content=_content(request.payload_mode, payload, rules.limits),
         to=_mailboxes(payload.to, "payload.to"),
         cc=_mailboxes(payload.cc, "payload.cc"),
@@ -275,7 +276,7 @@ def parse_delivery_id(text: str, now_s: float, max_age_s: float = ID_DRIFT_S) ->
     except ValueError:
         delivery_id = UUID(int=0)
     age_s = now_s - (delivery_id.int >> 80) / 1000
-    if delivery_id.version != 7 or not -ID_DRIFT_S <= age_s <= max_age_s:
+    if str(delivery_id) != text.lower() or delivery_id.version != 7 or not -ID_DRIFT_S <= age_s <= max_age_s:
         days = round(max_age_s / 86_400)
         made = "today" if days == 1 else f"in the last {days} days"
         raise CommandError(FailureCode.INVALID_FIELD, "delivery_id", f"must be a UUIDv7 made {made}")
@@ -290,6 +291,10 @@ def check_key(key: str) -> None:
             "idempotency_key",
             f"must be 1 to {MAX_KEY_CHARS} visible ASCII characters",
         )
+
+
+def _or(given: str | None, default: str) -> str:
+    return default if given is None else given  # an empty text is given, and wrong
 
 
 E = TypeVar("E", bound=StrEnum)
@@ -424,7 +429,7 @@ def _attachments(attachments: tuple[Attachment, ...], limits: Limits) -> tuple[A
         for name in ("filename", "content_id"):
             text = getattr(attachment, name)
             if text is not None and (
-                _CONTROL.search(text) or (name == "content_id" and not KEY.fullmatch(text))
+                _CONTROL.search(text) or (name == "content_id" and not CONTENT_ID.fullmatch(text))
             ):
                 raise CommandError(
                     FailureCode.INVALID_FIELD, f"{field}.{name}", "contains a forbidden character"

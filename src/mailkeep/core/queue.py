@@ -78,6 +78,7 @@ class Claim(ClaimKey):
     size_bytes: int
     sensitive: bool
     accepted_at: datetime | None = None  # None for a claim at birth
+    expires_at: datetime | None = None
     sender: str | None = None  # None only where the payload is missing
     recipients: tuple[str, ...] = ()
     message: bytes | None = None  # None: too large to come along, or not rendered yet

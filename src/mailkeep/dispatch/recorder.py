@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from mailkeep.core.delivery import DeliveryStatus
+from mailkeep.core.outcome import Outcome
 from mailkeep.core.queue import Claim, FinishedAttempt
 from mailkeep.faults import FaultPoint, reach
-from mailkeep.store.errors import StoreUnavailableError
+from mailkeep.store.errors import StoreRefusedError, StoreUnavailableError
 from mailkeep.store.group_commit import GroupCommit
 from mailkeep.store.postgres import Store
 
@@ -72,12 +74,24 @@ class Recorder:
         while True:
             try:
                 return await self._store.finish(batch)
+            except StoreRefusedError:
+                return await self._persist_singly(batch)
             except StoreUnavailableError as fault:
                 self._log.warning(
                     "attempts wait for PostgreSQL to be recorded", count=len(batch), error=str(fault)
                 )
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
             wait_s = min(wait_s * 2, RETRY_LAST_S)
+
+    async def _persist_singly(self, batch: list[FinishedAttempt]) -> dict[UUID, DeliveryStatus]:
+        # What PostgreSQL refuses of one attempt harms no other; its own outcome is recorded without its words.
+        if len(batch) == 1:
+            bare = msgspec.structs.replace(batch[0], outcome=_without_words(batch[0].outcome))
+            return await self._store.finish([bare])
+        statuses: dict[UUID, DeliveryStatus] = {}
+        for finished in batch:
+            statuses |= await self._persist([finished])
+        return statuses
 
     async def _write_marks(self, batch: list[Claim]) -> Sequence[bool]:
         marked = await self._store.mark_dot(batch)
@@ -86,3 +100,10 @@ class Recorder:
     async def _write_returns(self, batch: list[Claim]) -> Sequence[bool]:
         returned = await self._store.hand_back(batch)
         return [claim.id in returned for claim in batch]
+
+
+def _without_words(outcome: Outcome) -> Outcome:
+    recipients = tuple(
+        msgspec.structs.replace(recipient, text="", enhanced=None) for recipient in outcome.recipients
+    )
+    return msgspec.structs.replace(outcome, text="", enhanced=None, steps=(), recipients=recipients)

@@ -21,6 +21,8 @@ from mailkeep.store.postgres import Store
 
 IDLE_S: Final = 2.0
 """The longest it sleeps: a lost notification costs no more than this."""
+UNCLAIMABLE_S: Final = 0.25
+"""Between two looks while something is due that can't be claimed: another replica has locked it, or it is a suspect."""
 AWAY_S: Final = 1.0
 """Between two looks while PostgreSQL is away."""
 HOUSEKEEPING_S: Final = 1.0
@@ -96,8 +98,7 @@ class AttemptScheduler:
     async def _pause_s(self, hops: list[str]) -> float:
         probes = [breaker.wait_s() for breaker in self._pool.breakers.values() if breaker.wait_s()]
         due_s = await self._store.next_due_s(hops, IDLE_S) if hops and not self._pool.crowded else None
-        # What is due already but could not be claimed is locked by another replica: no reason to spin.
-        return min([IDLE_S, *probes, *([max(due_s, 0.01)] if due_s is not None else [])])
+        return min([IDLE_S, *probes, *([max(due_s, UNCLAIMABLE_S)] if due_s is not None else [])])
 
     async def _sleep(self, pause_s: float) -> None:
         waiters = [asyncio.create_task(self._woken.wait()), asyncio.create_task(self._pool.has_room.wait())]

@@ -20,6 +20,11 @@ class Shares:
         self._free = total
         self._taken = dict.fromkeys(PRIORITY, 0)
 
+    @property
+    def free(self) -> int:
+        """How many places nobody has."""
+        return max(self._free, 0)
+
     def room(self, delivery_class: DeliveryClass) -> int:
         """Return how many more places `delivery_class` may take now."""
         kept_for_others = sum(

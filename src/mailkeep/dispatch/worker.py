@@ -10,6 +10,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from math import ceil
 from typing import Final
 from uuid import UUID
 
@@ -26,7 +27,7 @@ from mailkeep.core.delivery import (
 )
 from mailkeep.core.outcome import Outcome, Phase, Scope, Severity, Verdict, uniform
 from mailkeep.core.queue import Claim, FinishedAttempt
-from mailkeep.dispatch.breaker import Breaker
+from mailkeep.dispatch.breaker import Breaker, BreakerState
 from mailkeep.dispatch.recorder import Recorder
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.shares import PRIORITY, Shares
@@ -41,6 +42,8 @@ HELD_PER_WORKER: Final = 8
 """Claims held in memory for each worker: enough that none idles while the next batch is claimed."""
 HELD_BYTES: Final = 64 * 1024 * 1024
 """Message bytes held for claims at birth; past it new mail waits in the table."""
+HOP_SHARE: Final = 0.75
+"""The share of workers and places that one of several next hops may take: a stalled one leaves the rest to the others."""
 LARGE_LOADS: Final = 4
 """Attempts with a message too large for its claim that run at once; bounds memory to 4 such messages."""
 PARK_S: Final = 1.0
@@ -64,18 +67,24 @@ class ClaimFence:
     def may_open_transaction(self) -> bool:
         """Whether MAIL may be sent."""
         reach(FaultPoint.TRANSACTION_BEGINS)
-        return self._replica.holds(self._claim.replica_id)
+        return self._may_send()
 
     def dot_allowed(self) -> bool:
         """Whether the final dot may be sent, as far as this process knows by itself."""
         reach(FaultPoint.BEFORE_DOT)
-        return self._replica.holds(self._claim.replica_id)
+        return self._may_send()
 
     def dot_left(self) -> None:
         """Note that the final dot is on its way: from here on the outcome may be unknown."""
         self.dot_has_left = True
         if armed(FaultPoint.AFTER_DOT):
             asyncio.get_running_loop().call_soon(reach, FaultPoint.AFTER_DOT)
+
+    def _may_send(self) -> bool:
+        # Past its time a claim is given back, and the scheduler ends the delivery `expired`.
+        expires_at = self._claim.expires_at
+        in_time = expires_at is None or expires_at.timestamp() > self._replica.now_s()
+        return in_time and self._replica.holds(self._claim.replica_id)
 
     async def _commit_dot(self) -> bool:
         return await self._recorder.mark_dot(self._claim)
@@ -111,6 +120,10 @@ class AttemptWorkerPool:
         self._attempts: dict[asyncio.Task[None], ClaimFence] = {}
         self._returns: set[asyncio.Task[None]] = set()
         self._held_bytes = 0
+        self._held_by_hop: Counter[str] = Counter()
+        several = len(hops) > 1
+        self._hop_places = round(concurrency * HELD_PER_WORKER * (HOP_SHARE if several else 1))
+        hop_workers = max(1, round(concurrency * (HOP_SHARE if several else 1)))
         self._large = asyncio.Semaphore(LARGE_LOADS)
         self._stopping = False
         self._log = structlog.get_logger("attempt_worker_pool")
@@ -119,7 +132,7 @@ class AttemptWorkerPool:
         self.has_room = asyncio.Event()
         """Set when the claims in memory fall to half of what may be held."""
         self.breakers = {
-            name: Breaker(min(hop.max_connections, concurrency), time.monotonic) for name, hop in hops.items()
+            name: Breaker(min(hop.max_connections, hop_workers), time.monotonic) for name, hop in hops.items()
         }
 
     # -- claims in ---------------------------------------------------------------------------------------------
@@ -130,42 +143,61 @@ class AttemptWorkerPool:
             self._stopping
             or not self._replica.may_send
             or not self._places.room(delivery_class)
-            or self.breakers[hop].wait_s()
+            or self._held_by_hop[hop] >= self._hop_places
+            or self.breakers[hop].state is not BreakerState.CLOSED
             or (self._held_bytes and self._held_bytes + size_bytes > HELD_BYTES)
         ):
             return False
         self.held[delivery_id] = None
-        self._places.take(delivery_class)
+        self._occupy(hop, delivery_class, size_bytes)
         return True
 
-    def cancel(self, delivery_id: UUID, delivery_class: DeliveryClass) -> None:
+    def cancel(self, delivery_id: UUID, hop: str, delivery_class: DeliveryClass, size_bytes: int) -> None:
         """Give the place of a delivery back that was not born after all."""
         del self.held[delivery_id]
-        self._places.give(delivery_class)
+        self._vacate(hop, delivery_class, size_bytes)
 
     def hand_over(self, claim: Claim, *, reserved: bool = False) -> None:
         """Take on a claim whose commit is known; its attempt begins as soon as a worker is free."""
         if not reserved:
-            self._places.take(claim.delivery_class)
+            self._occupy(claim.next_hop, claim.delivery_class, len(claim.message or b""))
         self.held[claim.id] = claim
-        self._held_bytes += len(claim.message or b"")
         self._replica.in_flight = len(self.held)
         self._waiting[claim.delivery_class, claim.next_hop].append(claim)
         self._begin_attempts()
 
+    def _occupy(self, hop: str, delivery_class: DeliveryClass, size_bytes: int) -> None:
+        self._places.take(delivery_class)
+        self._held_by_hop[hop] += 1
+        self._held_bytes += size_bytes
+
+    def _vacate(self, hop: str, delivery_class: DeliveryClass, size_bytes: int) -> None:
+        self._places.give(delivery_class)
+        self._held_by_hop[hop] -= 1
+        self._held_bytes -= size_bytes
+
     def wanted(self) -> list[tuple[str, DeliveryClass, int]]:
-        """Return how many due deliveries of each next hop and class this pool would take now."""
+        """Return how many due deliveries of each next hop and class this pool would take now, all of them together."""
         if self._stopping or not self._replica.may_send:
             return []
-        classes = (DeliveryClass.AUTH,) if self.crowded else PRIORITY
+        open_hops = [hop for hop in self.breakers if self._admits(hop)]
+        left = self._places.free
         asked: list[tuple[str, DeliveryClass, int]] = []
-        for hop, breaker in self.breakers.items():
-            allowance = breaker.allowance(self._active[hop])
-            if breaker.wait_s() or not allowance:
-                continue
-            probing = 1 if allowance == 1 else None
-            asked += [(hop, name, probing or room) for name in classes if (room := self._places.room(name))]
+        for delivery_class in (DeliveryClass.AUTH,) if self.crowded else PRIORITY:
+            for number, hop in enumerate(open_hops):
+                room = ceil(min(self._places.room(delivery_class), left) / (len(open_hops) - number))
+                bound = min(room, self._hop_places - self._held_by_hop[hop])
+                if self.breakers[hop].state is not BreakerState.CLOSED:
+                    bound = min(bound, 1)  # the probe
+                if bound > 0:
+                    asked.append((hop, delivery_class, bound))
+                    left -= bound
         return asked
+
+    def _admits(self, hop: str) -> bool:
+        # A hop whose connections are all busy is asked for its next batch all the same; one that is out is not.
+        breaker = self.breakers[hop]
+        return breaker.state is BreakerState.CLOSED or breaker.allowance(self._active[hop]) > 0
 
     @property
     def crowded(self) -> bool:
@@ -283,8 +315,7 @@ class AttemptWorkerPool:
 
     def _forget(self, claim: Claim) -> None:
         self.held.pop(claim.id, None)
-        self._held_bytes -= len(claim.message or b"")
-        self._places.give(claim.delivery_class)
+        self._vacate(claim.next_hop, claim.delivery_class, len(claim.message or b""))
         self._replica.in_flight = len(self.held)
         if len(self.held) == self._low_water:
             self.has_room.set()

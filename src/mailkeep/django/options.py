@@ -8,6 +8,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 
 from mailkeep.client import Client
+from mailkeep.client.http11 import DEFAULT_URL
 
 
 class Transport(StrEnum):
@@ -19,9 +20,9 @@ class Transport(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Options:
-    """What can be said, with defaults; `from_settings` checks it."""
+    """What can be said, with defaults; `read_options` checks them."""
 
-    url: str = "http://127.0.0.1:8080"
+    url: str = DEFAULT_URL
     token: str | None = None
     timeout_s: float = 10.0  # of one try
     deadline_s: float = 30.0  # of all tries of one call

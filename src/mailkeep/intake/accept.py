@@ -301,7 +301,7 @@ class Accept:
 
     def _withdraw(self, new: NewDelivery) -> None:
         if new.status is DeliveryStatus.SENDING and self._pool.held.get(new.id, new) is None:
-            self._pool.cancel(new.id, new.delivery_class)
+            self._pool.cancel(new.id, new.next_hop, new.delivery_class, new.size_bytes)
 
 
 def _replay(holder: KeyHolder, mark: bytes) -> Accepted:
@@ -326,6 +326,7 @@ def _claim_at_birth(replica_id: UUID, new: NewDelivery) -> Claim:
         recipient_states=RecipientState.OPEN * len(new.recipients),
         size_bytes=new.size_bytes,
         sensitive=new.sensitive,
+        expires_at=new.expires_at,
         sender=new.sender,
         recipients=new.recipients,
         message=new.message,

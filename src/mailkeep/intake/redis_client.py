@@ -4,6 +4,7 @@ The client's own retries are off: a blocking read that is silently repeated can 
 its default timeout is shorter than our reads wait. Whoever uses the client reconnects by itself.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
@@ -11,12 +12,25 @@ from typing import Any, Final
 from redis.asyncio import Redis, Sentinel
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mailkeep.settings import Settings
 
 CONNECT_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 10.0
 """Longer than any read blocks (2 s): a silent connection is given up and made anew."""
+
+
+class BoundedRedis(Redis):
+    """A client whose calls end in time; not by `socket_timeout`, with which a cancellation can get lost before Python 3.12."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as redis-py declares it
+        """Run one command. Raises `RedisError`."""
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py declares no types there
+        except TimeoutError:
+            raise RedisTimeoutError(f"no answer for {READ_TIMEOUT_S:g} s") from None
 
 
 Connect = Callable[[], AbstractAsyncContextManager[Redis]]
@@ -30,7 +44,6 @@ def redis_connector(settings: Settings) -> Connect | None:
         "password": settings.redis_password.reveal() if settings.redis_password else None,
         "db": settings.redis_database,
         "ssl": settings.redis_tls,
-        "socket_timeout": READ_TIMEOUT_S,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "protocol": 2,  # nothing here needs RESP3, and an answer has one shape
         "retry": Retry(NoBackoff(), 0),
@@ -41,8 +54,8 @@ def redis_connector(settings: Settings) -> Connect | None:
     if address is None:
         return None
     if address.is_socket:
-        return lambda: Redis(unix_socket_path=address.host, **options)
-    return lambda: Redis(host=address.host, port=address.port, **options)
+        return lambda: BoundedRedis(unix_socket_path=address.host, **options)
+    return lambda: BoundedRedis(host=address.host, port=address.port, **options)
 
 
 @asynccontextmanager
@@ -50,5 +63,6 @@ async def _by_sentinels(settings: Settings, options: dict[str, Any]) -> AsyncIte
     addresses = [(sentinel.host, sentinel.port) for sentinel in settings.redis_sentinel_addrs]
     asking = {"socket_timeout": CONNECT_TIMEOUT_S, "retry": options["retry"]}
     sentinels = Sentinel(addresses, sentinel_kwargs=asking)  # type: ignore[no-untyped-call] # redis-py declares no types there
-    async with sentinels, sentinels.master_for(settings.redis_sentinel_master, **options) as client:
+    master = sentinels.master_for(settings.redis_sentinel_master, BoundedRedis, **options)
+    async with sentinels, master as client:
         yield client

@@ -79,7 +79,8 @@ class EnqueuedConsumer:
         rows = await self._store.fetch("take_enqueued", BATCH, TAKEN_FOR_S, BATCH_BYTES)
         if not rows:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), IDLE_S)
+                async with asyncio.timeout(IDLE_S):
+                    await self._woken.wait()
             return
         answers = await self._intake.take([_command(row) for row in rows])
         await self._note_replays(rows, answers)

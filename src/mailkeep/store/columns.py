@@ -18,8 +18,10 @@ def column(values: Iterable[object]) -> str:
 
     Raises `StoreRefusedError` for an empty text or one with a separator in it: neither would come out as it went in.
     """
-    texts = [NULL if value is None else str(value) for value in values]
+    given = list(values)
+    texts = [NULL if value is None else str(value) for value in given]
     joined = SEPARATOR.join(texts)
-    if "" in texts or joined.count(SEPARATOR) != max(len(texts) - 1, 0):
+    separators, nulls = max(len(texts) - 1, 0), sum(value is None for value in given)
+    if "" in texts or joined.count(SEPARATOR) != separators or joined.count(NULL) != nulls:
         raise StoreRefusedError("an empty text or a separator can't stand in a column")
     return joined

@@ -5,6 +5,7 @@ only. The verbs of the hot path (`accept`, `finish`) take batches; `GroupCommit`
 """
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -30,6 +31,8 @@ from mailkeep.store.errors import StoreError, StoreRefusedError, StoreUnavailabl
 from mailkeep.store.migrate import Connection, migrate
 from mailkeep.store.queries import query
 
+ROLLBACK_WAITS_S: Final = (0.01, 0.05, 0.2)
+"""Before a statement that PostgreSQL rolled back (deadlock, serialization) is run again: nothing of it was done."""
 COMMAND_TIMEOUT_S: Final = 30.0
 """A statement that takes longer is given up as in doubt: a silent network must not hold a worker."""
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -94,8 +97,13 @@ class Store:
                 yield connection
 
     async def fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
-        """Run the named statement and return its rows."""
+        """Run the named statement and return its rows; one that lost a deadlock is repeated, a bounded number of times."""
         async with self.connection() as connection:
+            for wait_s in ROLLBACK_WAITS_S:
+                try:
+                    return await connection.fetch(query(name), *arguments)
+                except asyncpg.TransactionRollbackError:
+                    await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
             return await connection.fetch(query(name), *arguments)
 
     # -- intake ------------------------------------------------------------------------------------------------
@@ -260,6 +268,7 @@ def _claim(replica_id: UUID, row: asyncpg.Record) -> Claim:
         size_bytes=row["size_bytes"],
         sensitive=row["sensitive"],
         accepted_at=row["accepted_at"],
+        expires_at=row["expires_at"],
         sender=row["sender"],
         recipients=tuple(row["recipients"] or ()),
         message=row["message"],
