@@ -108,13 +108,13 @@ ASYNC = {
 
 
 async def enqueued(dsn):
-    """Return the commands in the inbox by their ids."""
+    """Return the commands in the inbox by the ids that were answered."""
     connection = await asyncpg.connect(dsn)
     try:
-        rows = await connection.fetch("SELECT id, command FROM mail.enqueued")
+        rows = await connection.fetch("SELECT delivery_id, command FROM mail.enqueued")
     finally:
         await connection.close()
-    return {row["id"]: json.loads(row["command"]) for row in rows}
+    return {row["delivery_id"]: json.loads(row["command"]) for row in rows}
 
 
 def check_command(command):

@@ -1,8 +1,11 @@
 """The replica: while it beats its claims are safe; when it can't, it falls quiet in time and starts anew if it was lost."""
 
 import asyncio
+import shutil
+import tempfile
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -25,11 +28,21 @@ from mailkeep.core.delivery import DeliveryStatus
 from mailkeep.core.outcome import Severity
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.takeover import TakeoverWorker
+from mailkeep.store.embedded import start_postgres
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
 
 PATIENCE_S = 20.0
 """How long a test waits for what must happen soon."""
+
+
+@pytest.fixture
+def own_server():
+    """Yield a folder for a PostgreSQL that a test may stop and start."""
+    folder = Path(tempfile.mkdtemp(prefix="mk-pg-"))
+    folder.chmod(0o755)  # PostgreSQL may run as another user
+    yield folder
+    shutil.rmtree(folder)
 
 
 @asynccontextmanager
@@ -242,3 +255,25 @@ async def test_takeover_goes_on_after_an_outage(store, dsn):
         async with asyncio.timeout(PATIENCE_S):
             while await status(store, claim.id) != "rendered":
                 await asyncio.sleep(0.02)
+
+
+async def test_an_outage_of_postgresql_makes_nobody_lost(own_server):
+    """After a restart each replica gets time to beat before it is judged: what it could not record yet is not sent again."""
+    server = start_postgres(own_server, fast_unsafe=True)
+    try:
+        store = await Store.open(server.dsn, pool_size=4)
+        async with (
+            beating(store, ttl_s=2.0, heartbeat_s=0.5) as one,
+            beating(store, ttl_s=2.0, heartbeat_s=0.5) as other,
+            watching(store, one, ttl_s=2.0),
+            watching(store, other, ttl_s=2.0),
+        ):
+            ids = {one.id, other.id}
+            server.stop()
+            await asyncio.sleep(3.0)
+            server = start_postgres(own_server, fast_unsafe=True)
+            await until(lambda: one.may_send and other.may_send)
+            assert {one.id, other.id} == ids
+        await store.close()
+    finally:
+        server.stop()

@@ -44,7 +44,7 @@ from mailkeep.sinkhole.sightings import MAX_SIGHTINGS, Sightings
         ("slow", Phase.QUIT, 0, "221 2.0.0 Bye", Then.CLOSE, True),
     ],
 )
-def test_answer(mode, phase, seen_count, reply, then, takes):  # noqa: PLR0917 - one argument a column
+def test_answer(mode, phase, seen_count, reply, then, takes):
     """Each mode answers each phase as its row says, and as a healthy server where the row is silent."""
     action = answer(parse_mode(mode), phase, "ann@example.test", seen_count)
     assert (action.reply, action.then, action.takes) == (reply, then, takes)

@@ -75,7 +75,7 @@ def show(
         return
     for name, value in (*_facts(view), *texts.items()):
         if value is not None:
-            print(f"{name:<15} {printable(str(value))}")
+            print(printable(f"{name:<15} {value}"))
 
 
 @app.command()
