@@ -99,7 +99,8 @@ class Executed:
         for documented, actual in self.ids.items():
             text = text.replace(documented, actual)
         path, request = json.loads(text)
-        content = request.get("text") or (json.dumps(request["body"]) if request.get("body") else "")
+        body = request.get("body")
+        content = request.get("text", "") if body is None else json.dumps(body)
         headers = {"authorization": f"Bearer {TOKEN}"} | {
             name.lower(): value for name, value in request.get("headers", {}).items()
         }
