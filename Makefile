@@ -35,8 +35,9 @@ format: $(BIN)/.ready ## Format the code and mend what the linter can
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-docs: $(BIN)/.ready ## Write the generated pages of docs/reference
+docs: $(BIN)/.ready ## Write what follows from the code: pages of docs/reference, api
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python api/generate.py
 
 bench: $(BIN)/.ready ## Measure throughput and latency on this machine
 	$(BIN)/python -m bench

@@ -83,7 +83,7 @@ async def replica(store: Store) -> UUID:
 async def claim_one(store: Store, replica_id: UUID | None = None, **fields: Any) -> Claim:
     """Accept one delivery, claim it for a replica, and return the claim."""
     delivery_id = await accepted(store, **fields)
-    claims = await store.claim_due(replica_id or await replica(store), ANY)
+    claims = await store.claim_due(replica_id or await replica(store), ANY, 1000)
     (claim,) = [claim for claim in claims if claim.id == delivery_id]
     return claim
 

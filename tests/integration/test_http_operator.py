@@ -131,6 +131,8 @@ BAD_PARAMETERS = {
     "limit=201": "limit",
     "limit=many": "limit",
     "cursor=canary": "cursor",
+    "cursor=null": "cursor",
+    "since=0.5": "since",
 }
 
 

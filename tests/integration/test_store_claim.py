@@ -1,6 +1,7 @@
 """Claims: each due delivery goes to one claimant, in order, within bounds, and never after its time."""
 
 import asyncio
+from collections import Counter
 from datetime import timedelta
 
 import asyncpg
@@ -39,7 +40,7 @@ async def test_a_claim_brings_all_that_an_attempt_needs(store):
     """The claimant gets content, envelope and history, and the row names it with a token one higher."""
     replica_id = await replica(store)
     delivery_id = await accepted(store, guarantee=Guarantee.AT_MOST_ONCE, recipients=("a@b.org", "c@d.org"))
-    (claim,) = await store.claim_due(replica_id, ANY)
+    (claim,) = await store.claim_due(replica_id, ANY, 1000)
     kept = await row(store, delivery_id)
     assert claim == Claim(
         replica_id=replica_id,
@@ -67,7 +68,7 @@ async def test_a_large_message_is_loaded_later(store):
     """What is larger than the inline bound does not come with its claim, and can be asked for."""
     message = b"x" * (INLINE_MESSAGE_BYTES + 1)
     delivery_id = await accepted(store, message=message)
-    (claim,) = await store.claim_due(await replica(store), ANY)
+    (claim,) = await store.claim_due(await replica(store), ANY, 1000)
     assert (claim.message, claim.recipients) == (None, ("ann@example.org",))
     assert await store.load_message(delivery_id) == message
 
@@ -78,7 +79,7 @@ async def test_claimants_at_once_never_share_a_delivery(store):
 
     async def claim_all():
         replica_id, claims = await fresh_id(store), []
-        while found := await store.claim_due(replica_id, [(HOP, TRANSACTIONAL, 7)]):
+        while found := await store.claim_due(replica_id, [(HOP, TRANSACTIONAL, 7)], 7):
             claims += found
         return claims
 
@@ -88,13 +89,25 @@ async def test_claimants_at_once_never_share_a_delivery(store):
     await check_accounts(store, ids)
 
 
+async def test_no_more_is_claimed_than_there_are_places(store):
+    """However much is wanted of each hop and class, the bound on all of them together holds; the first wanted come first."""
+    for delivery_class in DeliveryClass:
+        await _accept_many(store, 5, delivery_class=delivery_class)
+    wanted = [(HOP, DeliveryClass.RELAY, 3), (HOP, DeliveryClass.AUTH, 9), (HOP, TRANSACTIONAL, 9)]
+    claims = await store.claim_due(await replica(store), wanted, 6)
+    assert Counter(claim.delivery_class for claim in claims) == {
+        DeliveryClass.RELAY: 3,
+        DeliveryClass.AUTH: 3,
+    }
+
+
 async def test_rows_that_are_locked_are_passed_by(store, dsn):
     """A claimant takes what is free at once and does not wait for what another is about to take."""
     ids = await _accept_many(store, 5)
     other = await asyncpg.connect(dsn)
     async with other.transaction():
         await other.execute("SELECT FROM mail.deliveries WHERE id = ANY ($1) FOR UPDATE", ids[:2])
-        claims = await asyncio.wait_for(store.claim_due(await replica(store), ANY), 5)
+        claims = await asyncio.wait_for(store.claim_due(await replica(store), ANY, 1000), 5)
     await other.close()
     assert sorted(claim.id for claim in claims) == sorted(ids[2:])
 
@@ -117,6 +130,7 @@ async def test_the_oldest_go_first_and_no_more_than_asked_for(store):
     claims = await store.claim_due(
         await replica(store),
         [(HOP, TRANSACTIONAL, 2), (HOP, DeliveryClass.RELAY, 1), (HOP, DeliveryClass.AUTH, 9)],
+        1000,
     )
     keys = await rows(
         store,
@@ -130,9 +144,9 @@ async def test_what_is_not_due_waits(store):
     """A delivery for later is not claimed before its time by the database's clock, and then it is."""
     delivery_id = await accepted(store, send_at=await now(store) + timedelta(hours=1))
     replica_id = await replica(store)
-    assert await store.claim_due(replica_id, ANY) == []
+    assert await store.claim_due(replica_id, ANY, 1000) == []
     await shift_clock(store, timedelta(hours=1))
-    assert [claim.id for claim in await store.claim_due(replica_id, ANY)] == [delivery_id]
+    assert [claim.id for claim in await store.claim_due(replica_id, ANY, 1000)] == [delivery_id]
 
 
 @pytest.mark.parametrize("sensitive", [True, False])
@@ -141,7 +155,7 @@ async def test_what_is_too_late_expires_instead_of_being_claimed(store, sensitiv
     late = await accepted(store, expires_at=await now(store) + timedelta(minutes=5), sensitive=sensitive)
     await shift_clock(store, timedelta(minutes=5))
     timely = await accepted(store)
-    assert [claim.id for claim in await store.claim_due(await replica(store), ANY)] == [timely]
+    assert [claim.id for claim in await store.claim_due(await replica(store), ANY, 1000)] == [timely]
     kept = await row(store, late)
     assert (kept["status"], kept["claimed_by"], kept["finished_at"]) == (
         "expired",
@@ -193,7 +207,7 @@ async def test_a_suspect_is_claimed_alone(store):
     await _suspect(store, next_hop="parked")
     innocent = await accepted(store)
     replica_id = await replica(store)
-    assert [claim.id for claim in await store.claim_due(replica_id, ANY)] == [innocent]
+    assert [claim.id for claim in await store.claim_due(replica_id, ANY, 1000)] == [innocent]
     first, second = await store.claim_suspect(replica_id, [HOP]), await store.claim_suspect(replica_id, [HOP])
     assert first is not None
     assert second is not None
@@ -221,19 +235,19 @@ async def test_claimants_at_once_never_share_a_suspect(store):
 
 async def test_the_next_due_delivery_is_known(store):
     """The scheduler sleeps exactly until something is due, never longer than it asked, and for ever where none waits."""
-    assert await store.next_due_s([HOP], 60) is None
+    assert await store.next_due_s([(HOP, TRANSACTIONAL)], 60) is None
     await accepted(store, send_at=await now(store) + timedelta(seconds=30))
-    wait_s = await store.next_due_s([HOP], 60)
+    wait_s = await store.next_due_s([(HOP, TRANSACTIONAL)], 60)
     assert wait_s is not None
     assert 0 < wait_s <= 30
-    assert await store.next_due_s([HOP], 5) == pytest.approx(5)
-    assert await store.next_due_s(["other"], 60) is None
+    assert await store.next_due_s([(HOP, TRANSACTIONAL)], 5) == pytest.approx(5)
+    assert await store.next_due_s([("other", TRANSACTIONAL)], 60) is None
     await accepted(store)
-    assert await store.next_due_s([HOP], 60) == 0
+    assert await store.next_due_s([(HOP, TRANSACTIONAL)], 60) == 0
 
 
 async def test_what_waits_in_status_queued_is_claimed_with_its_command(store):
     """A delivery that is not rendered yet brings its command instead of a message."""
     await accepted(store, status=DeliveryStatus.QUEUED, message=None, command=b"{}")
-    (claim,) = await store.claim_due(await replica(store), ANY)
+    (claim,) = await store.claim_due(await replica(store), ANY, 1000)
     assert (claim.message, claim.command) == (None, b"{}")

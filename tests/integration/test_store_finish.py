@@ -113,7 +113,7 @@ async def test_attempts_are_numbered_and_the_bytes_stay(store):
         assert claim.attempts == number - 1
         await store.finish([finished(claim, ending(claim, Severity.TRANSIENT), ladder_s=(60.0,) * 9)])
         await shift_clock(store, timedelta(minutes=2))
-        (claim,) = await store.claim_due(claim.replica_id, ANY)
+        (claim,) = await store.claim_due(claim.replica_id, ANY, 1000)
         assert claim.token == number + 1
     assert [attempt["number"] for attempt in await attempts(store, claim.id)] == [1, 2, 3]
 
@@ -138,7 +138,7 @@ async def test_each_recipient_is_kept_where_they_differ(store):
 async def test_bytes_that_an_attempt_fixed_replace_the_command(store):
     """A delivery rendered by its first attempt keeps those bytes, and no longer the command."""
     await accepted(store, status=DeliveryStatus.QUEUED, message=None, command=b"{}")
-    (claim,) = await store.claim_due(await replica(store), ANY)
+    (claim,) = await store.claim_due(await replica(store), ANY, 1000)
     retry = msgspec.structs.replace(finished(claim, ending(claim, Severity.TRANSIENT)), message=b"fixed")
     assert await store.finish([retry]) == {claim.id: DeliveryStatus.RENDERED}
     kept = await payload(store, claim.id)
@@ -162,12 +162,12 @@ async def _reclaimed(store, how):
     if how == "handed back":
         claim = await claim_one(store)
         await store.hand_back([claim])
-        await store.claim_due(claim.replica_id, ANY)
+        await store.claim_due(claim.replica_id, ANY, 1000)
     elif how == "taken over":
         claim = await claim_one(store)
         await lose(store, claim.replica_id)
         await store.take_over()
-        await store.claim_due(await replica(store), ANY)
+        await store.claim_due(await replica(store), ANY, 1000)
     else:
         claim = await claim_one(store)
         await rows(store, "UPDATE mail.deliveries SET claimed_by = $1", await replica(store))
@@ -241,11 +241,11 @@ async def test_a_claim_given_back_is_due_at_once(store, birth):
     """What was not begun waits again in the status it had, without an attempt, for anybody."""
     content = {"message": None, "command": b"{}"} if birth == "queued" else {}
     delivery_id = await accepted(store, status=DeliveryStatus(birth), **content)
-    (claim,) = await store.claim_due(await replica(store), ANY)
+    (claim,) = await store.claim_due(await replica(store), ANY, 1000)
     assert await store.hand_back([claim]) == {delivery_id}
     kept = await row(store, delivery_id)
     assert (kept["status"], kept["claimed_by"], kept["attempts"], kept["takeovers"]) == (birth, None, 0, 0)
-    (again,) = await store.claim_due(await replica(store), ANY)
+    (again,) = await store.claim_due(await replica(store), ANY, 1000)
     assert (again.id, again.token) == (delivery_id, 2)
 
 
@@ -280,7 +280,7 @@ async def test_a_claim_given_back_after_its_mark_was_not_sent(store):
     await store.mark_dot([claim])
     await store.hand_back([claim])
     other = await replica(store)
-    await store.claim_due(other, ANY)
+    await store.claim_due(other, ANY, 1000)
     await lose(store, other)
     assert await store.take_over() == {claim.id: DeliveryStatus.RENDERED}
 

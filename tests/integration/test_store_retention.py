@@ -142,7 +142,7 @@ async def test_a_delivery_that_lived_long_can_still_be_sent(store):
     for _ in range(3):
         await _on(store, 120)
         await retention(store).sweep()
-    (claim,) = await store.claim_due(await replica(store), ANY)
+    (claim,) = await store.claim_due(await replica(store), ANY, 1000)
     assert (claim.id, claim.message is not None) == (delivery_id, True)
     assert await store.finish([finished(claim)]) == {delivery_id: DeliveryStatus.SENT}
 

@@ -44,7 +44,7 @@ async def test_mail_of_a_lost_replica_goes_on(store):
     (attempt,) = await attempts(store, claim.id)
     assert (attempt["status"], attempt["certainty"]) == ("abandoned", "unknown")
     assert (attempt["replica_id"], attempt["claim_token"]) == (claim.replica_id, claim.token)
-    (again,) = await store.claim_due(await replica(store), ANY)
+    (again,) = await store.claim_due(await replica(store), ANY, 1000)
     assert (again.id, again.message, again.token) == (claim.id, MESSAGE, claim.token + 1)
     await check_accounts(store, [claim.id])
 
@@ -92,7 +92,7 @@ async def test_the_third_takeover_in_a_row_is_poison(store):
     delivery_id = await accepted(store)
     for turn in range(1, POISON_TAKEOVERS + 1):
         replica_id = await replica(store)
-        claims = await store.claim_due(replica_id, ANY)
+        claims = await store.claim_due(replica_id, ANY, 1000)
         if not claims:
             assert await store.claim_suspect(replica_id, [HOP])
         await lose(store, replica_id)
@@ -110,7 +110,7 @@ async def test_a_recorded_attempt_between_takeovers_is_no_poison(store):
     delivery_id = await accepted(store)
     for _ in range(POISON_TAKEOVERS - 1):
         claim_id = await replica(store)
-        await store.claim_due(claim_id, ANY)
+        await store.claim_due(claim_id, ANY, 1000)
         await lose(store, claim_id)
         await store.take_over()
     claim = await store.claim_suspect(await replica(store), [HOP])
@@ -118,7 +118,7 @@ async def test_a_recorded_attempt_between_takeovers_is_no_poison(store):
     await store.finish([finished(claim, ending(claim, Severity.TRANSIENT))])
     await shift_clock(store, timedelta(hours=1))
     replica_id = await replica(store)
-    assert await store.claim_due(replica_id, ANY)
+    assert await store.claim_due(replica_id, ANY, 1000)
     await lose(store, replica_id)
     assert await store.take_over() == {delivery_id: S.RENDERED}
 
@@ -131,7 +131,7 @@ async def test_at_most_once_is_held_only_after_its_mark(store, marked, after):
         assert await store.mark_dot([claim]) == {claim.id}
     await lose(store, claim.replica_id)
     assert await store.take_over() == {claim.id: after}
-    assert bool(await store.claim_due(await replica(store), ANY)) == (not marked)
+    assert bool(await store.claim_due(await replica(store), ANY, 1000)) == (not marked)
     await check_accounts(store, [claim.id])
 
 
@@ -166,7 +166,7 @@ async def test_what_was_not_rendered_yet_is_queued_again(store):
     """A delivery whose replica died before it fixed the bytes still has its command."""
     delivery_id = await accepted(store, status=S.QUEUED, message=None, command=b"{}")
     replica_id = await replica(store)
-    await store.claim_due(replica_id, ANY)
+    await store.claim_due(replica_id, ANY, 1000)
     await lose(store, replica_id)
     assert await store.take_over() == {delivery_id: S.QUEUED}
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from mailkeep.core.delivery import DeliveryClass
 from mailkeep.dispatch.shares import PRIORITY, RESERVED, Shares
 
+HOP = "hop"
 STEPS = st.lists(st.tuples(st.sampled_from(PRIORITY), st.booleans()), max_size=200)
 
 
@@ -14,57 +15,70 @@ def _reserved(total: int, delivery_class: DeliveryClass) -> int:
     return max(1, round(total * RESERVED[delivery_class]))
 
 
-@given(st.integers(1, 200), STEPS)
-def test_no_class_starves_and_no_place_is_sold_twice(total, steps):
+@given(st.integers(1, 200), STEPS, st.booleans())
+def test_no_class_starves_and_no_place_is_sold_twice(total, steps, several_hops):
     """Taking only where there is room: never more than `total`, and each class always gets its reserved share."""
-    shares, taken = Shares(total), dict.fromkeys(PRIORITY, 0)
+    shares, taken = Shares(total, several_hops=several_hops), dict.fromkeys(PRIORITY, 0)
     for delivery_class, takes in steps:
-        if takes and shares.room(delivery_class):
-            shares.take(delivery_class)
+        if takes and shares.room(delivery_class, HOP):
+            shares.take(delivery_class, HOP)
             taken[delivery_class] += 1
         elif not takes and taken[delivery_class]:
-            shares.give(delivery_class)
+            shares.give(delivery_class, HOP)
             taken[delivery_class] -= 1
         free = total - sum(taken.values())
         assert free >= 0
         for name in PRIORITY:
-            assert shares.room(name) <= free
+            assert shares.room(name, HOP) <= free
             if total > len(PRIORITY) and taken[name] < _reserved(total, name):
-                assert shares.room(name) >= 1
+                assert shares.room(name, HOP) >= 1
 
 
-@given(st.integers(1, 200), st.sampled_from(PRIORITY))
-def test_the_room_told_can_be_taken(total, delivery_class):
+@given(st.integers(1, 200), st.sampled_from(PRIORITY), st.booleans())
+def test_the_room_told_can_be_taken(total, delivery_class, several_hops):
     """`room` places can really be taken, one after the other, and then there is none left."""
-    shares = Shares(total)
-    for left in range(shares.room(delivery_class), 0, -1):
-        assert shares.room(delivery_class) == left
-        shares.take(delivery_class)
-    assert shares.room(delivery_class) == 0
+    shares = Shares(total, several_hops=several_hops)
+    for left in range(shares.room(delivery_class, HOP), 0, -1):
+        assert shares.room(delivery_class, HOP) == left
+        shares.take(delivery_class, HOP)
+    assert shares.room(delivery_class, HOP) == 0
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 10])
 @pytest.mark.parametrize("delivery_class", PRIORITY)
 def test_even_the_smallest_pool_sends_every_class(total, delivery_class):
     """With one worker, too, each class gets a place while nothing else runs."""
-    assert Shares(total).room(delivery_class) >= 1
+    assert Shares(total).room(delivery_class, HOP) >= 1
 
 
 def test_a_flood_of_one_class_leaves_the_others_their_share():
     """With 50 places a flood takes what is not reserved: login codes and relay keep their places."""
     shares = Shares(50)
-    while shares.room(DeliveryClass.TRANSACTIONAL):
-        shares.take(DeliveryClass.TRANSACTIONAL)
-    assert shares.room(DeliveryClass.AUTH) == _reserved(50, DeliveryClass.AUTH)
-    assert shares.room(DeliveryClass.RELAY) == _reserved(50, DeliveryClass.RELAY)
+    while shares.room(DeliveryClass.TRANSACTIONAL, HOP):
+        shares.take(DeliveryClass.TRANSACTIONAL, HOP)
+    assert shares.room(DeliveryClass.AUTH, HOP) == _reserved(50, DeliveryClass.AUTH)
+    assert shares.room(DeliveryClass.RELAY, HOP) == _reserved(50, DeliveryClass.RELAY)
+
+
+@given(st.integers(10, 400), st.integers(1, 5))
+def test_stalled_hops_leave_places_to_another(total, stalled):
+    """However much waits for hops that give nothing back, the next hop still finds places, and one hop alone at least a quarter."""
+    shares = Shares(total, several_hops=True)
+    for number in range(stalled):
+        while room := shares.room(DeliveryClass.TRANSACTIONAL, f"stalled {number}"):
+            for _ in range(room):
+                shares.take(DeliveryClass.TRANSACTIONAL, f"stalled {number}")
+    assert shares.free >= 1
+    assert shares.room(DeliveryClass.AUTH, "good") >= 1
+    assert stalled > 1 or shares.free >= total // 4
 
 
 def test_what_was_given_back_can_be_taken_again():
     """Taking and giving leaves everything as it was."""
     shares = Shares(10)
-    before = {name: shares.room(name) for name in PRIORITY}
+    before = {name: shares.room(name, HOP) for name in PRIORITY}
     for name in PRIORITY:
-        shares.take(name)
+        shares.take(name, HOP)
     for name in PRIORITY:
-        shares.give(name)
-    assert {name: shares.room(name) for name in PRIORITY} == before
+        shares.give(name, HOP)
+    assert {name: shares.room(name, HOP) for name in PRIORITY} == before

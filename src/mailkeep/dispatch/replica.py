@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import time
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -32,6 +33,7 @@ class Replica:
         self._heartbeat_s = heartbeat_s
         self._ttl_s = ttl_s
         self._beaten_at = -float("inf")  # monotonic, taken before the beat was sent
+        self._in_touch_since = float("inf")  # monotonic
         self._clock_offset_s = 0.0
         self._beating: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("replica")
@@ -43,6 +45,11 @@ class Replica:
     def may_send(self) -> bool:
         """Whether this replica beat recently enough to be sure that nobody has taken its claims over."""
         return time.monotonic() - self._beaten_at < self._ttl_s * SILENT_SHARE
+
+    @property
+    def may_judge(self) -> bool:
+        """Whether the silence of others means anything: after an outage of PostgreSQL they get a full TTL to beat again."""
+        return self.may_send and time.monotonic() - self._in_touch_since >= self._ttl_s
 
     def now_s(self) -> float:
         """Return the database's clock in Unix seconds, as known from the last beat."""
@@ -74,10 +81,13 @@ class Replica:
     async def _register(self) -> None:
         began = time.monotonic()
         replica_id = new_id(self.now_s())
-        now = await self._store.register_replica(replica_id, socket.gethostname(), os.getpid(), __version__)
+        now, up_s = await self._store.register_replica(
+            replica_id, socket.gethostname(), os.getpid(), __version__
+        )
         self.id = replica_id
-        self._beaten_at = began
-        self._clock_offset_s = now.timestamp() - time.time()
+        if self._beating is None:
+            self._in_touch_since = began - up_s
+        self._was_heard(began, now)
 
     async def _beat_forever(self) -> None:
         while True:
@@ -89,8 +99,10 @@ class Replica:
 
     async def _beat(self) -> None:
         began = time.monotonic()
-        with translated():  # a beat that hangs is one that failed
-            now = await asyncio.wait_for(self._store.beat(self.id, self.in_flight), self._ttl_s)
+        # A beat that hangs is one that failed. Not `wait_for`: before Python 3.12 it may swallow an order to stop.
+        with translated():
+            async with asyncio.timeout(self._ttl_s):
+                now = await self._store.beat(self.id, self.in_flight)
         if now is None:
             lost = self.id
             await self._register()
@@ -98,5 +110,10 @@ class Replica:
                 "replica was declared lost and starts anew", lost_id=str(lost), replica_id=str(self.id)
             )
             return
+        self._was_heard(began, now)
+
+    def _was_heard(self, began: float, now: datetime) -> None:
+        if not self.may_send and self._beating is not None:
+            self._in_touch_since = time.monotonic()
         self._beaten_at = began
         self._clock_offset_s = now.timestamp() - time.time()

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import structlog
 
+from mailkeep.core.delivery import DeliveryClass
 from mailkeep.core.queue import ClaimKey
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.worker import AttemptWorkerPool
@@ -87,17 +88,19 @@ class AttemptScheduler:
             await self._housekeep()
             self._housekept_at = time.monotonic()
         wanted = self._pool.wanted()
-        claims = await self._store.claim_due(self._replica.id, wanted) if wanted else []
+        claims = (
+            await self._store.claim_due(self._replica.id, wanted, self._pool.free_places) if wanted else []
+        )
         if claims:
             reach(FaultPoint.CLAIM_AFTER_COMMIT)
         for claim in claims:
             self._pool.hand_over(claim)
         if not claims:
-            await self._sleep(await self._pause_s(sorted({hop for hop, _, _ in wanted})))
+            await self._sleep(await self._pause_s([(hop, name) for hop, name, _ in wanted]))
 
-    async def _pause_s(self, hops: list[str]) -> float:
+    async def _pause_s(self, wanted: list[tuple[str, DeliveryClass]]) -> float:
         probes = [breaker.wait_s() for breaker in self._pool.breakers.values() if breaker.wait_s()]
-        due_s = await self._store.next_due_s(hops, IDLE_S) if hops and not self._pool.crowded else None
+        due_s = await self._store.next_due_s(wanted, IDLE_S) if wanted else None
         return min([IDLE_S, *probes, *([max(due_s, UNCLAIMABLE_S)] if due_s is not None else [])])
 
     async def _sleep(self, pause_s: float) -> None:

@@ -25,7 +25,7 @@ class TakeoverWorker:
         while True:
             try:
                 # A replica that cannot tell whether it is alive itself does not judge others.
-                if self._replica.may_send:
+                if self._replica.may_judge:
                     await self._look()
             except StoreUnavailableError as fault:
                 self._log.warning("takeover waits for PostgreSQL", error=str(fault))

@@ -10,7 +10,6 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
-from math import ceil
 from typing import Final
 from uuid import UUID
 
@@ -42,10 +41,8 @@ HELD_PER_WORKER: Final = 8
 """Claims held in memory for each worker: enough that none idles while the next batch is claimed."""
 HELD_BYTES: Final = 64 * 1024 * 1024
 """Message bytes held for claims at birth; past it new mail waits in the table."""
-HOP_SHARE: Final = 0.75
-"""The share of workers and places that one of several next hops may take: a stalled one leaves the rest to the others."""
-LARGE_LOADS: Final = 4
-"""Attempts with a message too large for its claim that run at once; bounds memory to 4 such messages."""
+LARGE_LOADS: Final = 2
+"""Attempts with a message too large for its claim that run at once towards one next hop; bounds memory to so many of them."""
 PARK_S: Final = 1.0
 """How long mail of a next hop that is out waits at least; after that the breaker decides."""
 RECORDING_MARGIN_S: Final = 2.0
@@ -110,9 +107,9 @@ class AttemptWorkerPool:
         self._smtp = smtp
         self._hops = hops
         self._ladders = ladders
-        self._workers = Shares(concurrency)
-        self._places = Shares(concurrency * HELD_PER_WORKER)
-        self._low_water = concurrency * HELD_PER_WORKER // 2
+        several = len(hops) > 1
+        self._workers = Shares(concurrency, several_hops=several)
+        self._places = Shares(concurrency * HELD_PER_WORKER, several_hops=several)
         self._waiting: dict[tuple[DeliveryClass, str], deque[Claim]] = {
             (delivery_class, hop): deque() for delivery_class in PRIORITY for hop in hops
         }
@@ -120,19 +117,18 @@ class AttemptWorkerPool:
         self._attempts: dict[asyncio.Task[None], ClaimFence] = {}
         self._returns: set[asyncio.Task[None]] = set()
         self._held_bytes = 0
-        self._held_by_hop: Counter[str] = Counter()
-        several = len(hops) > 1
-        self._hop_places = round(concurrency * HELD_PER_WORKER * (HOP_SHARE if several else 1))
-        hop_workers = max(1, round(concurrency * (HOP_SHARE if several else 1)))
-        self._large = asyncio.Semaphore(LARGE_LOADS)
+        self._large = {hop: asyncio.Semaphore(LARGE_LOADS) for hop in hops}
+        self._short: set[tuple[DeliveryClass, str]] = (
+            set()
+        )  # not asked for at the last look, for want of room
         self._stopping = False
         self._log = structlog.get_logger("attempt_worker_pool")
         self.held: dict[UUID, Claim | None] = {}
         """What this process claims: a claim, or None while it is still being born in a commit."""
         self.has_room = asyncio.Event()
-        """Set when the claims in memory fall to half of what may be held."""
+        """Set when there is room again for a batch of a class and next hop that the last `wanted` left out."""
         self.breakers = {
-            name: Breaker(min(hop.max_connections, hop_workers), time.monotonic) for name, hop in hops.items()
+            name: Breaker(min(hop.max_connections, concurrency), time.monotonic) for name, hop in hops.items()
         }
 
     # -- claims in ---------------------------------------------------------------------------------------------
@@ -142,8 +138,7 @@ class AttemptWorkerPool:
         if (
             self._stopping
             or not self._replica.may_send
-            or not self._places.room(delivery_class)
-            or self._held_by_hop[hop] >= self._hop_places
+            or not self._places.room(delivery_class, hop)
             or self.breakers[hop].state is not BreakerState.CLOSED
             or (self._held_bytes and self._held_bytes + size_bytes > HELD_BYTES)
         ):
@@ -167,48 +162,55 @@ class AttemptWorkerPool:
         self._begin_attempts()
 
     def _occupy(self, hop: str, delivery_class: DeliveryClass, size_bytes: int) -> None:
-        self._places.take(delivery_class)
-        self._held_by_hop[hop] += 1
+        self._places.take(delivery_class, hop)
         self._held_bytes += size_bytes
 
     def _vacate(self, hop: str, delivery_class: DeliveryClass, size_bytes: int) -> None:
-        self._places.give(delivery_class)
-        self._held_by_hop[hop] -= 1
+        self._places.give(delivery_class, hop)
         self._held_bytes -= size_bytes
 
     def wanted(self) -> list[tuple[str, DeliveryClass, int]]:
-        """Return how many due deliveries of each next hop and class this pool would take now, all of them together."""
+        """Return how many due deliveries of each next hop and class this pool would take now, most urgent first.
+
+        Each is a bound of its own; all of them together it takes no more than `free_places`.
+        """
         if self._stopping or not self._replica.may_send:
             return []
-        open_hops = [hop for hop in self.breakers if self._admits(hop)]
-        left = self._places.free
         asked: list[tuple[str, DeliveryClass, int]] = []
-        for delivery_class in (DeliveryClass.AUTH,) if self.crowded else PRIORITY:
-            for number, hop in enumerate(open_hops):
-                room = ceil(min(self._places.room(delivery_class), left) / (len(open_hops) - number))
-                bound = min(room, self._hop_places - self._held_by_hop[hop])
-                if self.breakers[hop].state is not BreakerState.CLOSED:
-                    bound = min(bound, 1)  # the probe
-                if bound > 0:
-                    asked.append((hop, delivery_class, bound))
-                    left -= bound
+        self._short.clear()
+        for delivery_class, hop in self._waiting:
+            if not self._admits(hop):
+                continue
+            if self._has_room(delivery_class, hop):
+                probes = self.breakers[hop].state is not BreakerState.CLOSED
+                asked.append((hop, delivery_class, 1 if probes else self._places.room(delivery_class, hop)))
+            else:
+                self._short.add((delivery_class, hop))
         return asked
+
+    def _has_room(self, delivery_class: DeliveryClass, hop: str) -> bool:
+        # The next batch is claimed when there is room for as much as still waits of the last one: mail comes in batches,
+        # not one by one. Login codes come at once.
+        room = self._places.room(delivery_class, hop)
+        if delivery_class is DeliveryClass.AUTH:
+            return room > 0
+        return room > 0 and room >= len(self._waiting[delivery_class, hop])
+
+    @property
+    def free_places(self) -> int:
+        """How many more claims may be held in memory."""
+        return self._places.free
 
     def _admits(self, hop: str) -> bool:
         # A hop whose connections are all busy is asked for its next batch all the same; one that is out is not.
         breaker = self.breakers[hop]
         return breaker.state is BreakerState.CLOSED or breaker.allowance(self._active[hop]) > 0
 
-    @property
-    def crowded(self) -> bool:
-        """Whether so much is held that only login codes are claimed: others come in batches, not one by one."""
-        return len(self.held) > self._low_water
-
     # -- attempts ----------------------------------------------------------------------------------------------
 
     def _begin_attempts(self) -> None:
         while (claim := self._next_claim()) is not None:
-            self._workers.take(claim.delivery_class)
+            self._workers.take(claim.delivery_class, claim.next_hop)
             self._active[claim.next_hop] += 1
             self.breakers[claim.next_hop].began()
             fence = ClaimFence(claim, self._replica, self._recorder)
@@ -220,7 +222,7 @@ class AttemptWorkerPool:
         for (delivery_class, hop), claims in self._waiting.items():
             if (
                 claims
-                and self._workers.room(delivery_class)
+                and self._workers.room(delivery_class, hop)
                 and self.breakers[hop].allowance(self._active[hop])
             ):
                 return claims.popleft()
@@ -238,7 +240,7 @@ class AttemptWorkerPool:
             outcome = _interrupted(claim, "internal_fault", after_dot=fence.dot_has_left)
         finally:
             self._active[claim.next_hop] -= 1
-            self._workers.give(claim.delivery_class)
+            self._workers.give(claim.delivery_class, claim.next_hop)
         reach(FaultPoint.OUTCOME_KNOWN)
         self._learn(claim, outcome)
         if not self._stopping:
@@ -251,7 +253,7 @@ class AttemptWorkerPool:
     async def _converse(self, claim: Claim, fence: ClaimFence) -> Outcome | None:
         if claim.message is not None:
             return await self._send(claim, claim.message, fence)
-        async with self._large:
+        async with self._large[claim.next_hop]:
             try:
                 message = await self._store.load_message(claim.id)
             except StoreUnavailableError:
@@ -317,7 +319,7 @@ class AttemptWorkerPool:
         self.held.pop(claim.id, None)
         self._vacate(claim.next_hop, claim.delivery_class, len(claim.message or b""))
         self._replica.in_flight = len(self.held)
-        if len(self.held) == self._low_water:
+        if any(self._has_room(*pair) for pair in self._short):
             self.has_room.set()
 
     async def _return(self, claim: Claim) -> None:

@@ -162,7 +162,8 @@ class InternalHttpListener:
             return
         watching.cancel()
         try:
-            await asyncio.wait_for(self._server.shutdown(sockets=[self._listening]), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._server.shutdown(sockets=[self._listening])
         except TimeoutError:
             for connection in self._connections():
                 connection.transport.abort()

@@ -119,7 +119,8 @@ class Sinkhole:
             for session in tuple(self._shared.sessions):
                 session.abort()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._server.wait_closed(), STOP_TIMEOUT_S)
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await self._server.wait_closed()
             self._server = None
         await self.source.stop()
         self.capture.close()

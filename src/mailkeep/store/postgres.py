@@ -85,7 +85,8 @@ class Store:
     async def close(self, timeout_s: float = 5.0) -> None:
         """Close every connection; those still busy after `timeout_s` are cut."""
         try:
-            await asyncio.wait_for(self._pool.close(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
 
@@ -160,9 +161,9 @@ class Store:
     # -- dispatch ----------------------------------------------------------------------------------------------
 
     async def claim_due(
-        self, replica_id: UUID, wanted: Sequence[tuple[str, DeliveryClass, int]]
+        self, replica_id: UUID, wanted: Sequence[tuple[str, DeliveryClass, int]], at_most: int
     ) -> list[Claim]:
-        """Claim up to `bound` due deliveries for each (next hop, class, bound) of `wanted`."""
+        """Claim up to `bound` due deliveries for each (next hop, class, bound) of `wanted`, in its order, and `at_most` in all."""
         rows = await self.fetch(
             "claim_due",
             replica_id,
@@ -171,6 +172,7 @@ class Store:
             [bound for _, _, bound in wanted],
             SUSPECT_TAKEOVERS,
             INLINE_MESSAGE_BYTES,
+            at_most,
         )
         return [_claim(replica_id, row) for row in rows if row["status"] == DeliveryStatus.SENDING]
 
@@ -183,10 +185,11 @@ class Store:
         """End waiting deliveries whose time ran out; answers how many."""
         return len(await self.fetch("expire_due", EXPIRE_BATCH))
 
-    async def next_due_s(self, hops: Sequence[str], at_most_s: float) -> float | None:
-        """Return the seconds until something waiting for one of `hops` is due (0 if it is), None if nothing waits."""
-        pairs = [(hop, delivery_class) for hop in hops for delivery_class in DeliveryClass]
-        rows = await self.fetch("next_due", [hop for hop, _ in pairs], at_most_s, [name for _, name in pairs])
+    async def next_due_s(self, wanted: Sequence[tuple[str, DeliveryClass]], at_most_s: float) -> float | None:
+        """Return the seconds until something of a (next hop, class) in `wanted` is due (0 if it is), None if nothing waits."""
+        rows = await self.fetch(
+            "next_due", [hop for hop, _ in wanted], at_most_s, [name for _, name in wanted]
+        )
         wait_s: float | None = rows[0][0]
         return None if wait_s is None else max(wait_s, 0.0)
 
@@ -224,11 +227,12 @@ class Store:
 
     # -- replicas ----------------------------------------------------------------------------------------------
 
-    async def register_replica(self, replica_id: UUID, host: str, pid: int, version: str) -> datetime:
-        """Make a replica known; answers the database's clock."""
+    async def register_replica(
+        self, replica_id: UUID, host: str, pid: int, version: str
+    ) -> tuple[datetime, float]:
+        """Make a replica known; answers the database's clock, and the seconds for which PostgreSQL has been up."""
         rows = await self.fetch("register_replica", replica_id, host, pid, version)
-        now: datetime = rows[0]["last_seen_at"]
-        return now
+        return rows[0]["last_seen_at"], rows[0]["up_s"]
 
     async def beat(self, replica_id: UUID, in_flight: int) -> datetime | None:
         """Say that a replica lives; answers the database's clock, or None when it was declared lost."""

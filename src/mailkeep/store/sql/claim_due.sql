@@ -1,4 +1,4 @@
--- Claim due rows for replica $1: up to `bound` rows for each (next hop, class), oldest first.
+-- Claim due rows for replica $1: up to `bound` rows for each (next hop, class), oldest first, and $7 in all.
 -- waiting -> sending, or -> expired where its time ran out; locks with SKIP LOCKED through the index deliveries_due.
 -- Rows taken over `suspect_takeovers` ($5) times or more are left to claim_suspect.
 WITH wanted AS (
@@ -15,6 +15,7 @@ WITH wanted AS (
         LIMIT w.bound
         FOR UPDATE SKIP LOCKED
     ) d
+    LIMIT $7::int
 ), claimed AS (
     UPDATE mail.deliveries d
     SET status = CASE WHEN d.expires_at <= mail.now() THEN 'expired' ELSE 'sending' END,

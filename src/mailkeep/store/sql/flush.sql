@@ -6,7 +6,7 @@ WITH later AS (
     SELECT id, due_at
     FROM mail.deliveries
     WHERE next_hop = $1::text AND class = $2::text AND status IN ('queued', 'rendered')
-      AND due_at > mail.now() AND (due_at, id) > ($3::timestamptz, $4::uuid)
+      AND due_at > mail.now() AND due_at >= $3::timestamptz AND (due_at, id) > ($3, $4::uuid)
       AND attempts > 0
       AND ($5::text IS NULL OR recipient_domain = $5)
     ORDER BY due_at, id
@@ -17,6 +17,6 @@ WITH later AS (
     SET due_at = mail.now()
     FROM later
     WHERE d.id = later.id AND d.status IN ('queued', 'rendered')
-    RETURNING d.id
+    RETURNING later.id, later.due_at
 )
-SELECT later.id, later.due_at FROM later JOIN flushed USING (id) ORDER BY later.due_at, later.id
+SELECT id, due_at FROM flushed ORDER BY due_at, id
