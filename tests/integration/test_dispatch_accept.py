@@ -77,7 +77,7 @@ async def accepting(store, port, *, stub=False, concurrency=10, limits=None, sch
 
 
 def _free(dispatch):
-    return dispatch.pool._places.room(DeliveryClass.TRANSACTIONAL)
+    return dispatch.pool._places.room(DeliveryClass.TRANSACTIONAL, HOP)
 
 
 async def test_what_is_accepted_is_claimed_at_birth_and_sent(store):

@@ -139,7 +139,7 @@ async def _rows_read(connection, name, arguments):
     [
         (
             "claim_due",
-            f"gen_random_uuid(), '{{{HOP},{HOP}}}', '{{auth,transactional}}', '{{10,10}}', 2, 262144",
+            f"gen_random_uuid(), '{{{HOP},{HOP}}}', '{{auth,transactional}}', '{{10,10}}', 2, 262144, 20",
         ),
         ("claim_suspect", f"gen_random_uuid(), '{{{HOP},other}}', 262144"),
         ("next_due", f"'{{{HOP},{HOP}}}', 2, '{{auth,relay}}'"),

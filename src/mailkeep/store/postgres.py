@@ -39,8 +39,8 @@ CONNECT_TIMEOUT_S: Final = 5.0
 ACQUIRE_TIMEOUT_S: Final = 10.0
 INLINE_MESSAGE_BYTES: Final = 256 * 1024
 """Messages up to this size come with their claim; larger ones are loaded when their attempt begins."""
-PARTITION_DAYS_BEHIND: Final = 2
-PARTITION_DAYS_AHEAD: Final = 7
+PARTITION_DAYS_BEHIND: Final = 1
+PARTITION_DAYS_AHEAD: Final = 3
 TAKEOVER_BATCH: Final = 1000
 EXPIRE_BATCH: Final = 1000
 

@@ -53,14 +53,20 @@ WITH input AS (
            recipient_states, recipient_domain, size_bytes, sensitive, template_id, catalog_version, locale,
            supersede_hash, parent_id, traceparent
     FROM input JOIN reserved USING (id)
+), older AS (
+    -- Locked in the order of their ids, so that two batches that supersede the same ones cannot deadlock.
+    SELECT old.id
+    FROM input i JOIN reserved USING (id) JOIN mail.deliveries old ON old.supersede_hash = i.supersede_hash
+    WHERE i.supersede_hash IS NOT NULL AND old.status IN ('queued', 'rendered') AND old.id <> i.id
+    ORDER BY old.id
+    FOR UPDATE OF old
 ), superseded AS (
     -- waiting -> cancelled: an older one of the same supersede key that is not sent yet (index deliveries_superseding).
     UPDATE mail.deliveries old
     SET status = 'cancelled', finished_at = mail.now(), due_at = NULL, last_reason = 'superseded by a newer one',
         last_rule = 'superseded'
-    FROM input i JOIN reserved USING (id)
-    WHERE i.supersede_hash IS NOT NULL AND old.supersede_hash = i.supersede_hash
-      AND old.status IN ('queued', 'rendered') AND old.id <> i.id
+    FROM older
+    WHERE old.id = older.id AND old.status IN ('queued', 'rendered')
     RETURNING old.id, old.sensitive
 ), erased AS (
     DELETE FROM mail.payloads p USING superseded s WHERE p.delivery_id = s.id AND s.sensitive
