@@ -319,7 +319,7 @@ class AttemptWorkerPool:
         self.held.pop(claim.id, None)
         self._vacate(claim.next_hop, claim.delivery_class, len(claim.message or b""))
         self._replica.in_flight = len(self.held)
-        if any(self._has_room(*pair) for pair in self._short):
+        if self._short and any(self._has_room(*pair) for pair in self._short):
             self.has_room.set()
 
     async def _return(self, claim: Claim) -> None:

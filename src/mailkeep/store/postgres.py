@@ -68,6 +68,7 @@ class Store:
                 min_size=min(2, pool_size),
                 max_size=pool_size,
                 command_timeout=COMMAND_TIMEOUT_S,
+                reset=_keep_as_it_is,
                 timeout=CONNECT_TIMEOUT_S,
                 server_settings={"application_name": application_name, "timezone": "UTC", **_PLANNER},
             )
@@ -255,6 +256,11 @@ class Store:
     async def ensure_partitions(self, days_behind: int = PARTITION_DAYS_BEHIND) -> None:
         """Make the partitions of the days around now."""
         await self.fetch("ensure_partitions", days_behind, PARTITION_DAYS_AHEAD)
+
+
+async def _keep_as_it_is(_connection: object) -> None:
+    # No statement here leaves anything behind in its session: the driver's reset would be a round trip for each of them.
+    pass
 
 
 def _claim(replica_id: UUID, row: asyncpg.Record) -> Claim:
