@@ -3,7 +3,9 @@
 import asyncio
 import os
 import shlex
+import shutil
 import signal
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -50,22 +52,34 @@ def _introduce(console: Console, state: DevState, data_dir: Path) -> None:
 
 def _explain(console: Console, state: DevState, data_dir: Path) -> None:
     found = "" if data_dir == default_data_dir() else "  export " + _shell(state.environ) + "\n\n"
+    mailkeep = _as_typed()
     url = f"http://{state.http_host}:{state.http_port}/api/v1/internal/deliveries"
     console.print(
         f"\nSend one yourself, from another terminal:\n\n{found}"
-        "  mailkeep send --to you@sinkhole.test --subject Hello --text 'It works.' --wait\n\n"
+        f"  {mailkeep} send --to you@sinkhole.test --subject Hello --text 'It works.' --wait\n\n"
         f"  curl {url} -H 'Idempotency-Key: my-first-mail' -H 'Content-Type: application/json' \\\n"
         '    -d \'{"payload_mode":"rendered","payload":'
         '{"to":["you@sinkhole.test"],"subject":"Hello","text":"It works."}}\'\n\n'
         "Look at the queue, and make the next hop refuse mail for a while:\n\n"
-        "  mailkeep queue\n"
-        f"  mailkeep sinkhole mode defer --mode-file {state.mode_file}\n"
-        f"  mailkeep sinkhole mode accept --mode-file {state.mode_file} && mailkeep queue flush --all\n\n"
+        f"  {mailkeep} queue\n"
+        f"  {mailkeep} sinkhole mode defer --mode-file {state.mode_file}\n"
+        f"  {mailkeep} sinkhole mode accept --mode-file {state.mode_file} && {mailkeep} queue flush --all\n\n"
         "Ctrl-C stops everything; what is queued is there again at the next start.",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _as_typed() -> str:
+    """Return how this command is called from here: by its name where the shell finds it, else by its path."""
+    own = Path(sys.argv[0]).absolute()
+    if own.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m mailkeep"
+    found = shutil.which("mailkeep")
+    if found is not None and Path(found).resolve() == own.resolve():
+        return "mailkeep"
+    return shlex.quote(str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own))
 
 
 def _shell(environ: dict[str, str]) -> str:
