@@ -23,6 +23,7 @@ from queue_kit import (
 
 from mailkeep.core.delivery import DeliveryStatus, Source
 from mailkeep.core.outcome import Severity
+from mailkeep.store.postgres import PARTITION_DAYS_AHEAD, PARTITION_DAYS_BEHIND
 from mailkeep.store.retention import Retention, Swept
 
 DAY_S = 86400.0
@@ -262,4 +263,4 @@ async def test_a_partition_is_made_once(store):
     found = await rows(
         store, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'mail.deliveries'::regclass"
     )
-    assert found[0][0] == 10
+    assert found[0][0] == PARTITION_DAYS_BEHIND + 1 + PARTITION_DAYS_AHEAD

@@ -113,7 +113,9 @@ TRANSITIONS: Final[dict[tuple[DeliveryStatus, DeliveryStatus], str]] = {
     (_S.HELD, _S.QUEUED): "released by an operator",
     (_S.HELD, _S.RENDERED): "released by an operator",
     (_S.HELD, _S.SENT): "an operator confirmed the delivery",
-    (_S.HELD, _S.CANCELLED): "dropped by an operator",
+    (_S.HELD, _S.FAILED): "an operator confirmed the delivery; another recipient had been refused",
+    (_S.HELD, _S.SUPPRESSED): "an operator confirmed the delivery; another recipient had been suppressed",
+    (_S.HELD, _S.CANCELLED): "dropped or resent by an operator",
     (_S.HELD, _S.EXPIRED): "its time ran out while held",
 }
 """(from, to) -> why. Intake creates `queued`, `rendered`, `sending` (claimed at birth) or `suppressed` (stub mode)."""

@@ -20,6 +20,7 @@ class Swept(msgspec.Struct, frozen=True):
     keys_deleted: int = 0
     replicas_deleted: int = 0
     malformed_deleted: int = 0
+    changes_deleted: int = 0
 
     def as_fields(self) -> dict[str, int]:
         """Return the counts that are not zero."""
@@ -60,6 +61,7 @@ class Retention:
             keys_deleted=await self._delete("delete_old_keys", self._key_s),
             replicas_deleted=len(await self._store.fetch("delete_old_replicas")),
             malformed_deleted=await self._delete("delete_old_malformed", self._malformed_s),
+            changes_deleted=await self._delete("delete_old_changes", self._delivery_s),
         )
 
     async def _days(self, table: str) -> list[str]:

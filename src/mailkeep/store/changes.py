@@ -1,0 +1,60 @@
+"""What people change by hand, each in one commit with its record; a delivery that a replica is sending is never touched.
+
+Called by `mailkeep.operator`.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from uuid import UUID
+
+from mailkeep.core.delivery import DeliveryStatus, Source
+from mailkeep.core.idempotency import address_hash
+from mailkeep.store.postgres import Store
+
+
+class Verb(StrEnum):
+    """What may be done to a delivery by its id; a resend makes another one."""
+
+    HOLD = "hold"
+    RELEASE = "release"
+    CANCEL = "cancel"
+    CONFIRM = "confirm"
+
+
+class OperatorChanges:
+    """Changes by hand. `actor` (who) and `reason` are recorded. All verbs raise `StoreUnavailableError` only."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def change(
+        self, verb: Verb, delivery_id: UUID, *, actor: str, reason: str
+    ) -> DeliveryStatus | None:
+        """Move one delivery; answers its new status, None where `verb` does not apply to where it stands."""
+        rows = await self._store.fetch("change", verb, delivery_id, actor, reason)
+        return DeliveryStatus(rows[0]["status"]) if rows else None
+
+    async def resend(
+        self,
+        parent_id: UUID,
+        recipients: Sequence[str],
+        new_delivery_id: UUID,
+        *,
+        key: str,
+        actor: str,
+        reason: str,
+    ) -> UUID | None:
+        """Make a new delivery of a parent's content, for those of its `recipients` (all of them, in order) who did not get it.
+
+        Answers its id, or that of the one made under `key` before; None where the parent is not at rest or its content is
+        erased.
+        """
+        hashes = [address_hash(address, self._store.hash_key) for address in recipients]
+        rows = await self._store.fetch("resend", parent_id, new_delivery_id, key, actor, reason, hashes)
+        if rows:
+            return new_delivery_id
+        holder = (await self._store.find_keys([(Source.OPERATOR_RESEND, key)])).get(
+            (Source.OPERATOR_RESEND, key)
+        )
+        # The fingerprint under which the key was taken is the parent: a key of another parent's resend answers nothing.
+        return holder.delivery_id if holder and holder.fingerprint == parent_id.bytes else None

@@ -1,0 +1,13 @@
+-- What people change by hand: who, when, why; written by the statement that makes the change.
+
+CREATE TABLE mail.operator_changes (
+    id uuid PRIMARY KEY DEFAULT mail.new_id(),
+    delivery_id uuid NOT NULL,
+    verb text NOT NULL CONSTRAINT operator_changes_verb_known CHECK (
+        verb IN ('hold', 'release', 'cancel', 'confirm', 'resend')),
+    status text NOT NULL, -- of the delivery, after the change
+    actor text NOT NULL CONSTRAINT operator_changes_actor_bounded CHECK (length(actor) BETWEEN 1 AND 200),
+    reason text NOT NULL CONSTRAINT operator_changes_reason_bounded CHECK (length(reason) BETWEEN 1 AND 500),
+    changed_at timestamptz NOT NULL DEFAULT mail.now()
+);
+CREATE INDEX operator_changes_of_delivery ON mail.operator_changes (delivery_id);

@@ -1,0 +1,34 @@
+-- Move delivery $2 by hand, as `verb` $1 says, and record who ($3) did it and why ($4); by the primary key.
+-- hold: waiting -> held. release: held -> waiting, due now. cancel: waiting or held -> cancelled. confirm: held -> sent, or
+-- what else its settled recipients make it. One under at_most_once whose dot may have left is never released: that could
+-- be a second copy. No row where it stands elsewhere; a claimed one is passed over, its replica ends it.
+WITH changed AS (
+    UPDATE mail.deliveries d
+    SET status = CASE $1::text
+            WHEN 'hold' THEN 'held'
+            WHEN 'cancel' THEN 'cancelled'
+            WHEN 'release' THEN
+                CASE WHEN EXISTS (SELECT FROM mail.payloads p WHERE p.delivery_id = d.id AND p.message IS NULL)
+                     THEN 'queued' ELSE 'rendered' END
+            WHEN 'confirm' THEN
+                CASE WHEN strpos(d.recipient_states, 'f') > 0 THEN 'failed'
+                     WHEN strpos(d.recipient_states, 'x') > 0 THEN 'suppressed' ELSE 'sent' END
+        END,
+        recipient_states = CASE WHEN $1 = 'confirm' THEN translate(d.recipient_states, 'o', 's') ELSE d.recipient_states END,
+        due_at = CASE WHEN $1 = 'release' THEN mail.now() END,
+        finished_at = CASE WHEN $1 IN ('cancel', 'confirm') THEN mail.now() END,
+        last_reason = CASE WHEN $1 IN ('hold', 'cancel') THEN $4::text ELSE d.last_reason END,
+        last_rule = CASE WHEN $1 IN ('hold', 'cancel') THEN 'operator' ELSE d.last_rule END
+    WHERE d.id = $2::uuid
+      AND (($1 IN ('hold', 'cancel') AND d.status IN ('queued', 'rendered'))
+        OR ($1 IN ('cancel', 'confirm') AND d.status = 'held')
+        OR ($1 = 'release' AND d.status = 'held' AND d.dot_at IS NULL))
+    RETURNING d.id, d.status, d.sensitive
+), recorded AS (
+    INSERT INTO mail.operator_changes (delivery_id, verb, status, actor, reason)
+    SELECT id, $1, status, $3::text, $4 FROM changed
+), erased AS (
+    DELETE FROM mail.payloads p USING changed c
+    WHERE p.delivery_id = c.id AND c.sensitive AND c.status NOT IN ('queued', 'rendered', 'held')
+)
+SELECT status FROM changed

@@ -1,0 +1,47 @@
+-- Make a new delivery $2 of the content of delivery $1, for those of its recipients who did not get it (all, if all did), due
+-- now: the parent's bytes and Message-ID under a new id, so that a receiver who has it already can tell. Reserves
+-- ('operator_resend', $3); where it is taken nothing is made. $6: the hash of each of the parent's recipients. A held parent is cancelled: the new one stands for
+-- it. Records who ($4) did it and why ($5). No row where the parent still waits or is being sent, or its content is erased.
+WITH parent AS (
+    SELECT d.*, p.sender, p.recipients, p.message,
+           CASE WHEN rtrim(d.recipient_states, 's') = '' THEN 's' ELSE '' END AS addressed
+    FROM mail.deliveries d JOIN mail.payloads p ON p.delivery_id = d.id
+    WHERE d.id = $1::uuid AND p.message IS NOT NULL AND d.status NOT IN ('queued', 'rendered', 'sending')
+    FOR UPDATE OF d
+), chosen AS (
+    SELECT r.address, r.ordinal
+    FROM parent CROSS JOIN LATERAL unnest(parent.recipients) WITH ORDINALITY AS r(address, ordinal)
+    WHERE substr(parent.recipient_states, r.ordinal::int, 1) <> 's' OR parent.addressed = 's'
+), reserved AS (
+    INSERT INTO mail.idempotency_keys (source, key, fingerprint, delivery_id, first_status)
+    SELECT 'operator_resend', $3::text, uuid_send($1), $2::uuid, 'rendered' FROM parent
+    ON CONFLICT DO NOTHING
+    RETURNING delivery_id AS id
+), delivered AS (
+    INSERT INTO mail.deliveries (
+        id, source, class, guarantee, status, next_hop, accepted_at, due_at, recipient_states, recipient_domain,
+        size_bytes, sensitive, template_id, catalog_version, locale, parent_id, traceparent)
+    SELECT reserved.id, 'operator_resend', class, guarantee, 'rendered', next_hop, mail.now(), mail.now(),
+           repeat('o', (SELECT count(*) FROM chosen)::int), recipient_domain, size_bytes, sensitive, template_id,
+           catalog_version, locale, parent.id, traceparent
+    FROM parent, reserved
+), addressed AS (
+    INSERT INTO mail.recipients (address_hash, delivery_id)
+    SELECT r.address_hash, reserved.id
+    FROM reserved, unnest($6::bytea[]) WITH ORDINALITY AS r(address_hash, ordinal) JOIN chosen USING (ordinal)
+    ON CONFLICT DO NOTHING
+), kept AS (
+    INSERT INTO mail.payloads (delivery_id, sender, recipients, message)
+    SELECT reserved.id, sender, (SELECT array_agg(address ORDER BY ordinal) FROM chosen), message
+    FROM parent, reserved
+), replaced AS (
+    UPDATE mail.deliveries d
+    SET status = 'cancelled', finished_at = mail.now(), last_reason = 'resent as ' || reserved.id, last_rule = 'operator'
+    FROM reserved
+    WHERE d.id = $1 AND d.status = 'held'
+), recorded AS (
+    INSERT INTO mail.operator_changes (delivery_id, verb, status, actor, reason)
+    SELECT parent.id, 'resend', CASE parent.status WHEN 'held' THEN 'cancelled' ELSE parent.status END, $4::text, $5::text
+    FROM parent, reserved
+)
+SELECT id FROM reserved
