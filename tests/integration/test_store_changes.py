@@ -12,7 +12,6 @@ from queue_kit import (
     delivery,
     ending,
     finished,
-    fresh_id,
     payload,
     replica,
     row,
@@ -132,8 +131,8 @@ async def test_a_resend_is_a_new_delivery_of_the_same_bytes(store, changes):
     """It names its parent, has a source of its own, and the same key makes no second one."""
     claim = await claim_one(store)
     await store.finish([finished(claim)])
-    first = await changes.resend(claim.id, claim.recipients, await fresh_id(store), key="k", **BY)
-    again = await changes.resend(claim.id, claim.recipients, await fresh_id(store), key="k", **BY)
+    first = await changes.resend(claim.id, claim.recipients, key="k", **BY)
+    again = await changes.resend(claim.id, claim.recipients, key="k", **BY)
     assert first is not None
     assert first == again
     made = await row(store, first)
@@ -151,10 +150,8 @@ async def test_a_key_of_another_resend_answers_nothing(store, changes):
     """A key that stands for the resend of one delivery is refused for another."""
     claims = [await claim_one(store) for _ in range(2)]
     await store.finish([finished(claim) for claim in claims])
-    assert await changes.resend(claims[0].id, claims[0].recipients, await fresh_id(store), key="k", **BY)
-    assert (
-        await changes.resend(claims[1].id, claims[1].recipients, await fresh_id(store), key="k", **BY) is None
-    )
+    assert await changes.resend(claims[0].id, claims[0].recipients, key="k", **BY)
+    assert await changes.resend(claims[1].id, claims[1].recipients, key="k", **BY) is None
 
 
 async def test_a_resend_leaves_out_who_got_it(store, changes):
@@ -167,7 +164,7 @@ async def test_a_resend_leaves_out_who_got_it(store, changes):
         | {"recipients": (outcome.recipients[0], refused)}
     )
     await store.finish([finished(claim, mixed)])
-    made = await changes.resend(claim.id, TWO, await fresh_id(store), key="k", **BY)
+    made = await changes.resend(claim.id, TWO, key="k", **BY)
     assert (await payload(store, made))["recipients"] == ["bob@example.org"]
     assert (await row(store, made))["recipient_states"] == "o"
     assert len(await rows(store, "SELECT FROM mail.recipients WHERE delivery_id = $1", made)) == 1
@@ -176,7 +173,7 @@ async def test_a_resend_leaves_out_who_got_it(store, changes):
 async def test_a_held_one_that_is_resent_is_cancelled(store, changes):
     """The new delivery stands for the held one, so that it can't be resolved a second time."""
     delivery_id = await held(store)
-    made = await changes.resend(delivery_id, TWO[:1], await fresh_id(store), key="k", **BY)
+    made = await changes.resend(delivery_id, TWO[:1], key="k", **BY)
     assert made is not None
     assert (await row(store, delivery_id))["last_reason"] == f"resent as {made}"
     assert await changes.change(Verb.CONFIRM, delivery_id, **BY) is None
@@ -189,7 +186,5 @@ async def test_what_waits_or_has_no_content_is_not_resent(store, changes):
     gone = await claim_one(store, sensitive=True)
     await store.finish([finished(gone)])
     for parent_id in (waiting, gone.id, (await delivery(store)).id):
-        assert (
-            await changes.resend(parent_id, TWO[:1], await fresh_id(store), key=str(parent_id), **BY) is None
-        )
+        assert await changes.resend(parent_id, TWO[:1], key=str(parent_id), **BY) is None
     assert await rows(store, "SELECT FROM mail.operator_changes") == []

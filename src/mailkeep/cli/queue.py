@@ -7,16 +7,17 @@ from uuid import UUID
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from mailkeep.operator.queue import AttemptView, DeliveryView, OperatorQueue
+    from mailkeep.operator.queue import AttemptView, DeliveryView, OperatorQueue, ReplicaView
+    from mailkeep.store.postgres import Store
 
 USUAL_LIMIT: Final = 100
 MAX_LIMIT: Final = 10_000  # rows that a table still shows sensibly
 TITLES: Final = ("ID", "SIZE", "ACCEPTED", "CLASS", "STATUS", "NEXT ATTEMPT", "RECIPIENT", "REASON")
 
 app = typer.Typer(
-    help="Show and flush what waits, is being sent or is held; without a command, list it.",
+    help="Show, flush and change what waits, is being sent or is held; without a command, list it.",
     invoke_without_command=True,
 )
 
@@ -47,10 +48,10 @@ def list_queue(
     if context.invoked_subcommand is not None:
         return
     from mailkeep.cli._store import ask
-    from mailkeep.cli.output import print_json, table
+    from mailkeep.cli.output import print_json, printable, table
 
-    found = ask(
-        lambda queue: queue.queue(
+    async def both(queue: "OperatorQueue") -> "tuple[tuple[DeliveryView, ...], tuple[ReplicaView, ...]]":
+        found = await queue.queue(
             limit + 1,
             status=tuple(status or ()),
             delivery_class=delivery_class,
@@ -59,7 +60,9 @@ def list_queue(
             rule=rule,
             recipient=recipient,
         )
-    )
+        return found, await queue.replicas()
+
+    found, replicas = ask(both)
     shown = found[:limit]
     if as_json:
         print_json(shown)
@@ -69,6 +72,8 @@ def list_queue(
         print(table(TITLES, map(_row, shown)))
         more = f"; there are more (--limit {MAX_LIMIT})" if len(found) > limit else ""
         print(f"-- {len(shown)} deliveries, {sum(view.size_bytes for view in shown)} bytes{more}")
+        for line in _outages(replicas):
+            print(printable(line))
 
 
 @app.command()
@@ -124,6 +129,103 @@ def flush(
         print(f"{flushed} deliveries are due now")
 
 
+Ids = Annotated[list[UUID], typer.Argument(metavar="ID…", help="Deliveries.")]
+Reason = Annotated[str, typer.Option(help="Why; recorded with your name.")]
+Actor = Annotated[str | None, typer.Option("--as", help="Who does it.", show_default="your login name")]
+
+
+@app.command()
+def hold(delivery_ids: Ids, *, reason: Reason, actor: Actor = None, as_json: Json = False) -> None:
+    """Keep waiting deliveries from being sent until they are released.
+
+    For example `mailkeep queue hold ID --reason 'wrong price in it'`.
+    """
+    _change("hold", delivery_ids, reason, actor, as_json=as_json)
+
+
+@app.command()
+def release(delivery_ids: Ids, *, reason: Reason, actor: Actor = None, as_json: Json = False) -> None:
+    """Let held deliveries go on, due now.
+
+    One that may have been delivered is not released under at_most_once: confirm, cancel or resend it.
+    """
+    _change("release", delivery_ids, reason, actor, as_json=as_json)
+
+
+@app.command()
+def cancel(delivery_ids: Ids, *, reason: Reason, actor: Actor = None, as_json: Json = False) -> None:
+    """End deliveries that wait or are held; they are never sent."""
+    _change("cancel", delivery_ids, reason, actor, as_json=as_json)
+
+
+@app.command()
+def confirm(delivery_ids: Ids, *, reason: Reason, actor: Actor = None, as_json: Json = False) -> None:
+    """Record that held deliveries were delivered, as the next hop's own log shows."""
+    _change("confirm", delivery_ids, reason, actor, as_json=as_json)
+
+
+@app.command()
+def resend(
+    delivery_ids: Ids,
+    *,
+    reason: Reason,
+    actor: Actor = None,
+    key: Annotated[
+        str | None, typer.Option(help="Idempotency key: the same one makes no second delivery.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Send the content of deliveries that ended or are held once more, as new deliveries.
+
+    To those who did not get it, or to all if all did. Message-ID and bytes stay, so that receivers can tell.
+    """
+    if key is not None and len(delivery_ids) > 1:
+        raise typer.BadParameter("--key takes one ID")
+    _change("resend", delivery_ids, reason, actor, key=key, as_json=as_json)
+
+
+def _change(
+    verb: str,
+    delivery_ids: list[UUID],
+    reason: str,
+    actor: str | None,
+    *,
+    key: str | None = None,
+    as_json: bool,
+) -> None:
+    import getpass
+
+    from mailkeep.cli._store import ask_store
+    from mailkeep.cli.output import fail, print_json
+    from mailkeep.operator.changes import Changed, NoSuchDeliveryError, OperatorVerbs, WrongStatusError
+    from mailkeep.store.changes import Verb
+
+    by = {"actor": actor or getpass.getuser(), "reason": reason}
+
+    async def run(store: "Store") -> tuple[list[Changed], list[str]]:
+        verbs = OperatorVerbs(store)
+        done: list[Changed] = []
+        refused: list[str] = []
+        for delivery_id in delivery_ids:
+            try:
+                if verb == "resend":
+                    done.append(await verbs.resend(delivery_id, key=key, **by))
+                else:
+                    done.append(await verbs.change(Verb(verb), delivery_id, **by))
+            except (NoSuchDeliveryError, WrongStatusError) as fault:
+                refused.append(str(fault))
+        return done, refused
+
+    done, refused = ask_store(run)
+    if as_json:
+        print_json({"changed": done, "refused": refused})
+    else:
+        for changed in done:
+            print(f"{changed.delivery_id} {changed.status}")
+    if refused:
+        fail("\n".join(refused))
+
+
 def describe_attempt(attempt: "AttemptView") -> "Iterator[str]":
     """Yield the lines that tell what an attempt did: one for its outcome, one for each step of the dialog."""
     reply = " ".join(str(part) for part in (attempt.code, attempt.enhanced, attempt.reply) if part)
@@ -141,6 +243,18 @@ def describe_attempt(attempt: "AttemptView") -> "Iterator[str]":
     for step in attempt.steps:
         said = f"{step.sent} -> " if step.sent else ""  # the server speaks first in a greeting
         yield f"  {step.at_ms:>8.0f} ms  {step.phase:<8}  {said}{step.reply or 'no reply'}"
+
+
+def _outages(replicas: "Iterable[ReplicaView]") -> "Iterator[str]":
+    """Yield a line for each next hop that is out for a live replica."""
+    live = [replica for replica in replicas if replica.state == "live"]
+    for hop in sorted({hop for replica in live for hop in replica.hops_out}):
+        out = [replica.hops_out[hop] for replica in live if hop in replica.hops_out]
+        first = min(out, key=lambda one: one.since)
+        yield (
+            f"-- next hop {hop} is out for {len(out)} of {len(live)} replicas since {_instant(first.since)}, "
+            f"its mail is parked: {first.cause}"
+        )
 
 
 def _filtered(context: typer.Context) -> bool:

@@ -92,3 +92,10 @@ class FinishedAttempt(msgspec.Struct, frozen=True):
     outcome: Outcome
     decision: Decision
     message: bytes | None = None
+
+
+class HopOut(msgspec.Struct, frozen=True):
+    """Why a next hop gets no mail from a replica, and since when: its breaker is open."""
+
+    cause: str
+    since: datetime

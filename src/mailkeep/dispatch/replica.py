@@ -17,6 +17,7 @@ from uuid import UUID
 import structlog
 
 from mailkeep.core.ids import new_id
+from mailkeep.core.queue import HopOut
 from mailkeep.store.errors import StoreUnavailableError, translated
 from mailkeep.store.postgres import Store
 from mailkeep.version import __version__
@@ -40,6 +41,8 @@ class Replica:
         self.id = new_id(time.time())
         self.in_flight = 0
         """How many claims this process holds; shown to operators, kept by the worker pool."""
+        self.hops_out: dict[str, HopOut] = {}
+        """The next hops whose breaker is open; shown to operators, kept by the worker pool."""
 
     @property
     def may_send(self) -> bool:
@@ -102,7 +105,7 @@ class Replica:
         # A beat that hangs is one that failed. Not `wait_for`: before Python 3.12 it may swallow an order to stop.
         with translated():
             async with asyncio.timeout(self._ttl_s):
-                now = await self._store.beat(self.id, self.in_flight)
+                now = await self._store.beat(self.id, self.in_flight, self.hops_out)
         if now is None:
             lost = self.id
             await self._register()

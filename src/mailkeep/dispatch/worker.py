@@ -10,6 +10,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
@@ -25,7 +26,7 @@ from mailkeep.core.delivery import (
     RecipientState,
 )
 from mailkeep.core.outcome import Outcome, Phase, Scope, Severity, Verdict, uniform
-from mailkeep.core.queue import Claim, FinishedAttempt
+from mailkeep.core.queue import Claim, FinishedAttempt, HopOut
 from mailkeep.dispatch.breaker import Breaker, BreakerState
 from mailkeep.dispatch.recorder import Recorder
 from mailkeep.dispatch.replica import Replica
@@ -285,8 +286,16 @@ class AttemptWorkerPool:
             self._log.warning(
                 "breaker changed", next_hop=claim.next_hop, state=breaker.state, cause=breaker.last_cause
             )
+            self._tell(claim.next_hop, breaker)
         if breaker.wait_s():
             self._return_waiting(claim.next_hop)
+
+    def _tell(self, hop: str, breaker: Breaker) -> None:
+        if breaker.state is BreakerState.CLOSED:
+            self._replica.hops_out.pop(hop, None)
+        else:
+            since = datetime.fromtimestamp(self._replica.now_s(), UTC)
+            self._replica.hops_out[hop] = HopOut(breaker.last_cause, since)
 
     async def _record(self, claim: Claim, outcome: Outcome) -> None:
         decision = decide(

@@ -23,6 +23,7 @@ from mailkeep.core.delivery import (
 )
 from mailkeep.core.idempotency import address_hash
 from mailkeep.core.outcome import Phase, RecipientOutcome
+from mailkeep.core.queue import HopOut
 from mailkeep.core.redact import mask_address
 from mailkeep.store.postgres import Store
 from mailkeep.store.reads import (
@@ -117,7 +118,10 @@ class AttemptView(msgspec.Struct, frozen=True):
 
 
 class ReplicaView(msgspec.Struct, frozen=True):
-    """One replica; `state` is `live`, `stopped` (left in order) or `lost` (fell silent, its mail was taken over)."""
+    """One replica; `state` is `live`, `stopped` (left in order) or `lost` (fell silent, its mail was taken over).
+
+    `hops_out` are the next hops that are out for it, so that their mail is parked: why, and since when.
+    """
 
     replica_id: UUID
     state: str
@@ -128,6 +132,7 @@ class ReplicaView(msgspec.Struct, frozen=True):
     started_at: datetime
     last_seen_at: datetime
     silent_s: float
+    hops_out: dict[str, HopOut]
 
 
 class DeliveryPage(msgspec.Struct, frozen=True):
@@ -320,6 +325,7 @@ def _replica_view(stored: StoredReplica) -> ReplicaView:
         started_at=stored.started_at,
         last_seen_at=stored.last_seen_at,
         silent_s=stored.silent_s,
+        hops_out=stored.hops_out,
     )
 
 

@@ -38,9 +38,8 @@ class OperatorChanges:
         self,
         parent_id: UUID,
         recipients: Sequence[str],
-        new_delivery_id: UUID,
         *,
-        key: str,
+        key: str | None = None,
         actor: str,
         reason: str,
     ) -> UUID | None:
@@ -50,11 +49,11 @@ class OperatorChanges:
         erased.
         """
         hashes = [address_hash(address, self._store.hash_key) for address in recipients]
-        rows = await self._store.fetch("resend", parent_id, new_delivery_id, key, actor, reason, hashes)
+        rows = await self._store.fetch("resend", parent_id, key, actor, reason, hashes)
         if rows:
-            return new_delivery_id
-        holder = (await self._store.find_keys([(Source.OPERATOR_RESEND, key)])).get(
-            (Source.OPERATOR_RESEND, key)
-        )
-        # The fingerprint under which the key was taken is the parent: a key of another parent's resend answers nothing.
+            made: UUID = rows[0]["id"]
+            return made
+        held_by = await self._store.find_keys([(Source.OPERATOR_RESEND, key)] if key else [])
+        holder = held_by.get((Source.OPERATOR_RESEND, key or ""))
+        # A key is taken under the fingerprint of its parent: that of another resend answers nothing.
         return holder.delivery_id if holder and holder.fingerprint == parent_id.bytes else None

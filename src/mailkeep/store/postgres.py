@@ -6,7 +6,7 @@ only. The verbs of the hot path (`accept`, `finish`) take batches; `GroupCommit`
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final
@@ -23,6 +23,7 @@ from mailkeep.core.queue import (
     Claim,
     ClaimKey,
     FinishedAttempt,
+    HopOut,
     KeyHolder,
     NewDelivery,
 )
@@ -43,6 +44,7 @@ PARTITION_DAYS_BEHIND: Final = 1
 PARTITION_DAYS_AHEAD: Final = 3
 TAKEOVER_BATCH: Final = 1000
 EXPIRE_BATCH: Final = 1000
+_NONE_OUT: Final[Mapping[str, HopOut]] = {}
 
 # The hot statements reach rows by index only. A plan made while the tables were empty would otherwise be kept, with
 # its sequential scans, while they fill.
@@ -235,9 +237,11 @@ class Store:
         rows = await self.fetch("register_replica", replica_id, host, pid, version)
         return rows[0]["last_seen_at"], rows[0]["up_s"]
 
-    async def beat(self, replica_id: UUID, in_flight: int) -> datetime | None:
+    async def beat(
+        self, replica_id: UUID, in_flight: int, hops_out: Mapping[str, HopOut] = _NONE_OUT
+    ) -> datetime | None:
         """Say that a replica lives; answers the database's clock, or None when it was declared lost."""
-        rows = await self.fetch("beat", replica_id, in_flight)
+        rows = await self.fetch("beat", replica_id, in_flight, _json(hops_out))
         return rows[0]["last_seen_at"] if rows else None
 
     async def stop_replica(self, replica_id: UUID) -> None:

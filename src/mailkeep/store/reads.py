@@ -15,6 +15,7 @@ import msgspec
 
 from mailkeep.core.delivery import WAITING, AttemptStatus, DeliveryClass, DeliveryStatus, Source
 from mailkeep.core.outcome import RecipientOutcome, Step
+from mailkeep.core.queue import HopOut
 from mailkeep.store.postgres import Store
 
 SCANNED_ROWS: Final = 5000
@@ -126,6 +127,7 @@ class StoredReplica(msgspec.Struct, frozen=True):
     stopped_at: datetime | None
     lost_at: datetime | None
     silent_s: float
+    hops_out: dict[str, HopOut]
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -196,7 +198,7 @@ class QueueReads:
     async def replicas(self) -> tuple[StoredReplica, ...]:
         """Return the replicas that are known, the newest first."""
         rows = await self._store.fetch("read_replicas", REPLICAS_READ)
-        return tuple(msgspec.convert(dict(row), StoredReplica) for row in rows)
+        return tuple(map(_replica, rows))
 
     async def flush_one(self, delivery_id: UUID) -> int:
         """Make one delivery due now; 0 if it is not waiting."""
@@ -258,6 +260,12 @@ def _delivery(row: asyncpg.Record) -> StoredDelivery:
         "burial": Burial(cause, fields["burial_reason"], fields["buried_at"]) if cause else None,
     }
     return msgspec.convert(fields, StoredDelivery)
+
+
+def _replica(row: asyncpg.Record) -> StoredReplica:
+    fields = dict(row)
+    fields["hops_out"] = msgspec.json.decode(fields["hops_out"], type=dict[str, HopOut])
+    return msgspec.convert(fields, StoredReplica)
 
 
 def _attempt(row: asyncpg.Record) -> StoredAttempt:

@@ -1,8 +1,10 @@
--- Make a new delivery $2 of the content of delivery $1, for those of its recipients who did not get it (all, if all did), due
+-- Make a new delivery of the content of delivery $1, for those of its recipients who did not get it (all, if all did), due
 -- now: the parent's bytes and Message-ID under a new id, so that a receiver who has it already can tell. Reserves
--- ('operator_resend', $3); where it is taken nothing is made. $6: the hash of each of the parent's recipients. A held parent is cancelled: the new one stands for
--- it. Records who ($4) did it and why ($5). No row where the parent still waits or is being sent, or its content is erased.
-WITH parent AS (
+-- ('operator_resend', $2, or its own id); where it is taken nothing is made. $5: the hash of each of the parent's recipients. A held parent is cancelled: the new one stands for
+-- it. Records who ($3) did it and why ($4). No row where the parent still waits or is being sent, or its content is erased.
+WITH fresh AS MATERIALIZED (
+    SELECT mail.new_id() AS id
+), parent AS (
     SELECT d.*, p.sender, p.recipients, p.message,
            CASE WHEN rtrim(d.recipient_states, 's') = '' THEN 's' ELSE '' END AS addressed
     FROM mail.deliveries d JOIN mail.payloads p ON p.delivery_id = d.id
@@ -14,7 +16,7 @@ WITH parent AS (
     WHERE substr(parent.recipient_states, r.ordinal::int, 1) <> 's' OR parent.addressed = 's'
 ), reserved AS (
     INSERT INTO mail.idempotency_keys (source, key, fingerprint, delivery_id, first_status)
-    SELECT 'operator_resend', $3::text, uuid_send($1), $2::uuid, 'rendered' FROM parent
+    SELECT 'operator_resend', coalesce($2::text, fresh.id::text), uuid_send($1), fresh.id, 'rendered' FROM parent, fresh
     ON CONFLICT DO NOTHING
     RETURNING delivery_id AS id
 ), delivered AS (
@@ -28,7 +30,7 @@ WITH parent AS (
 ), addressed AS (
     INSERT INTO mail.recipients (address_hash, delivery_id)
     SELECT r.address_hash, reserved.id
-    FROM reserved, unnest($6::bytea[]) WITH ORDINALITY AS r(address_hash, ordinal) JOIN chosen USING (ordinal)
+    FROM reserved, unnest($5::bytea[]) WITH ORDINALITY AS r(address_hash, ordinal) JOIN chosen USING (ordinal)
     ON CONFLICT DO NOTHING
 ), kept AS (
     INSERT INTO mail.payloads (delivery_id, sender, recipients, message)
@@ -41,7 +43,7 @@ WITH parent AS (
     WHERE d.id = $1 AND d.status = 'held'
 ), recorded AS (
     INSERT INTO mail.operator_changes (delivery_id, verb, status, actor, reason)
-    SELECT parent.id, 'resend', CASE parent.status WHEN 'held' THEN 'cancelled' ELSE parent.status END, $4::text, $5::text
+    SELECT parent.id, 'resend', CASE parent.status WHEN 'held' THEN 'cancelled' ELSE parent.status END, $3::text, $4::text
     FROM parent, reserved
 )
 SELECT id FROM reserved

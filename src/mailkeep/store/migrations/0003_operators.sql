@@ -1,4 +1,4 @@
--- What people change by hand: who, when, why; written by the statement that makes the change.
+-- What people change by hand: who, when, why; written by the statement that makes the change. And what breakers do.
 
 CREATE TABLE mail.operator_changes (
     id uuid PRIMARY KEY DEFAULT mail.new_id(),
@@ -11,3 +11,6 @@ CREATE TABLE mail.operator_changes (
     changed_at timestamptz NOT NULL DEFAULT mail.now()
 );
 CREATE INDEX operator_changes_of_delivery ON mail.operator_changes (delivery_id);
+
+-- What operators see of the breakers: for each next hop that is out for this replica, its cause and since when.
+ALTER TABLE mail.replicas ADD COLUMN hops_out jsonb NOT NULL DEFAULT '{}';
