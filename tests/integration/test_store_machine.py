@@ -27,13 +27,31 @@ from hypothesis.stateful import (
 )
 from queue_kit import ANY, HOP, MESSAGE, delivery, ending, finished, fresh_id, lose, now, rows, shift_clock
 
-from mailkeep.core.delivery import BIRTH, TERMINAL, TRANSITIONS, DeliveryClass, DeliveryStatus, Guarantee
+from mailkeep.core.delivery import (
+    BIRTH,
+    TERMINAL,
+    TRANSITIONS,
+    WAITING,
+    DeliveryClass,
+    DeliveryStatus,
+    Guarantee,
+)
 from mailkeep.core.outcome import Scope, Severity
 from mailkeep.core.queue import Claim, KeyHolder
+from mailkeep.store.changes import OperatorChanges, Verb
 from mailkeep.store.postgres import Store
 
 S = DeliveryStatus
-TABLES = ("deliveries", "recipients", "payloads", "attempts", "dead_letters", "idempotency_keys", "replicas")
+TABLES = (
+    "operator_changes",
+    "deliveries",
+    "recipients",
+    "payloads",
+    "attempts",
+    "dead_letters",
+    "idempotency_keys",
+    "replicas",
+)
 WAITS_S = [1, 20, 60, 600, 7200]
 LADDER_S = (20.0, 60.0, 600.0)
 ENDINGS = st.one_of(
@@ -254,6 +272,19 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def expire(self) -> None:
         self.run(self.store.expire_due())
+
+    @rule(verb=st.sampled_from(Verb), data=st.data())
+    def change_by_hand(self, verb: Verb, data: st.DataObject) -> None:
+        if not self.seen:
+            return
+        delivery_id = data.draw(st.sampled_from(sorted(self.seen)))
+        before = self.seen[delivery_id].status
+        changes = OperatorChanges(self.store)
+        after = self.run(changes.change(verb, delivery_id, actor="ann", reason="why"))
+        if after is None:
+            self.check_nothing_changed()
+        else:
+            assert before in WAITING | {S.HELD}, "what is being sent or has ended was changed by hand"
 
     # -- what always holds -------------------------------------------------------------------------------------
 
