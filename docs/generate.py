@@ -1,22 +1,24 @@
 """Write the pages of `docs/reference` that follow from the code: `make docs`.
 
-Each page is a function of one source: the declared settings, the table of transitions, `rules.toml`, the command line's
-own help, the declared log events. The output depends on nothing else, so that `tests/unit/test_docs.py` can hold the
-committed pages against it.
+Each page is a function of one source: the declared settings, the table of transitions, `rules.toml` with the replies that
+the tests hold it against, the command line's own help, the declared log events. The output depends on nothing else, so
+that `tests/unit/test_docs.py` can hold the committed pages against it.
 """
 # ruff: noqa: INP001  # a script beside the pages it writes, no package
 
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import typer.main
 from typer.testing import CliRunner
 
 from mailkeep.cli import app
+from mailkeep.core.decide import OUTAGE_SCOPES
 from mailkeep.core.delivery import (
     BIRTH,
     TERMINAL,
@@ -26,12 +28,16 @@ from mailkeep.core.delivery import (
     DeliveryStatus,
     RecipientState,
 )
+from mailkeep.core.duration import format_duration
+from mailkeep.core.ladder import JITTER, SOON_RUNGS, SOON_S
+from mailkeep.core.outcome import MAX_WAIT_HINT_S, Retry
 from mailkeep.smtp.classify import RULES, Rule
 from mailkeep.telemetry.names import LOG_EVENTS
 
 E = TypeVar("E", bound=StrEnum)
 
 REFERENCE: Final = Path(__file__).parent / "reference"
+REPLIES: Final = Path(__file__).parents[1] / "tests/data/replies.toml"
 NOTICE: Final = "<!-- Written by docs/generate.py (`make docs`); edit its source instead. -->"
 HELP_CHARS: Final = 100
 
@@ -195,24 +201,30 @@ def _smtp_classification() -> str:
             _condition(rule),
             rule.severity,
             _scope(rule),
+            _waiting(rule),
             notes.get(rule.name, ""),
         )
         for rule in RULES.rows
     ]
+    sources = tomllib.loads(REPLIES.read_text(encoding="utf-8"))["source"]
+    replies = [reply for source in sources for reply in source["replies"]]
     patterns = [f"`{rule.name}`\n\n```text\n{rule.text}\n```" for rule in RULES.rows if rule.text]
     return f"""# SMTP classification
 
 What a reply of a next hop, or its absence, means. Version {
         RULES.version
     } of `src/mailkeep/smtp/rules.toml`. The first row
-that fits decides, and its name is stored on the attempt as `rule`.
+that fits decides, and its name is stored on the attempt as `rule`. `mailkeep classify "550 5.1.1 User unknown"` explains one reply.
 
 - severity `transient`: tried again. `permanent`: not tried again. `unknown`: the next hop may have the message.
-- scope `message`, `recipient`, `sender`, `reputation`: the attempt uses a rung of the ladder. `next_hop`, `credential`: an
+- scope `message`, `recipient`, `sender`, `reputation`: the attempt uses a rung of the ladder. {
+        _codes(sorted(OUTAGE_SCOPES))
+    }: an
   outage; the mail is parked without using a rung, and the breaker of the next hop learns of it.
 - `5yz` stands for every reply that begins with 5; `none` for a reply without an enhanced code.
+- wait: what is waited at least; `soon` and `at once` are explained under [Waits](#waits).
 
-{_table(("rule", "phases", "when", "severity", "scope", "note"), rows)}
+{_table(("rule", "phases", "when", "severity", "scope", "wait", "note"), rows)}
 
 Rules that no reply decides:
 
@@ -228,11 +240,43 @@ Rules that no reply decides:
         )
     }
 
+## Waits
+
+A transient answer takes the next rung of the class's ladder, ±{
+        JITTER:.0%}. What the answer asks for is respected upwards only: a
+wait is never shorter than it. More than {format_duration(MAX_WAIT_HINT_S)} is not granted.
+
+- The words of the reply come first: "try again in 5 minutes", "come back in 00:05:00", "greylisted for 300 seconds". A wait that
+  ends past the expiry of a delivery ends it `expired`.
+- Where the reply tells no wait, that of the rule counts.
+- `soon`: greylisted. The first {SOON_RUNGS} rungs are at most {
+        format_duration(SOON_S)
+    } long; each is used up as usual. Several
+  open recipients are tried again soon only if all of them are greylisted.
+- `at once`: the server took no more recipients, or no more of this kind, in one transaction. If the message was delivered to
+  others, the rest goes in a new transaction without using a rung, at once, or when another answer asked for a wait, after that.
+  If it was delivered to nobody, that is a deferral like any other.
+- While mail is parked the breaker alone decides.
+
 ## Text patterns
 
 Searched for in the text of the reply, in any letter case; addresses in it are masked as `…@…` first.
 
 {(chr(10) * 2).join(patterns)}
+
+How long to wait:
+
+```text
+{RULES.told_wait}
+```
+
+## Replies
+
+The answers of servers that the rules are tested with (`tests/data/replies.toml`): {len(replies)} from {
+        len(sources)
+    } sources.
+
+{(chr(10) * 2).join(_replies(source) for source in sources)}
 """
 
 
@@ -259,6 +303,22 @@ def _codes(words: Iterable[str]) -> str:
 
 def _scope(rule: Rule) -> str:
     return f"{rule.scope}, suppress" if rule.suppress else rule.scope
+
+
+def _waiting(rule: Rule) -> str:
+    if rule.retry is not Retry.LADDER:
+        return rule.retry.replace("_", " ")
+    return format_duration(rule.wait_hint_s) if rule.wait_hint_s else ""
+
+
+def _replies(source: Mapping[str, Any]) -> str:
+    rows = [(phase, _in_a_cell(text), f"`{rule}`") for phase, rule, text, *_ in source["replies"]]
+    return f"### {source['name']}\n\n{source['document']}\n\n{_table(('phase', 'reply', 'rule'), rows)}"
+
+
+def _in_a_cell(text: str) -> str:
+    shown = text.replace("\n", " ⏎ ").replace("|", "\\|")
+    return f"`{shown}`"
 
 
 # -- log events ----------------------------------------------------------------------------------------------------

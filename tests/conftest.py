@@ -11,9 +11,14 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mailkeep.store.embedded import start_postgres
 from mailkeep.store.postgres import Store
+
+# A slow or busy machine is no fault of the code: examples are bounded in number, not in time.
+settings.register_profile("mailkeep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mailkeep")
 
 TEMPLATE = "migrated"
 MIN_FREE_BYTES = 4 * 1024**3

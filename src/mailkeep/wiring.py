@@ -1,8 +1,8 @@
 """The composition root: `Settings` -> running services. The only place that builds adapters and knows every room.
 
-Start: Redis is pinged, PostgreSQL opened and migrated, the catalog parsed, and only then the workers and the listener
-begin; any failure ends the start with one clear line. Stop, bounded by `MAIL_SHUTDOWN_TIMEOUT`: the listener first, then
-attempts finish or are handed back, then clients close.
+Start: the DKIM keys are read, Redis is pinged, PostgreSQL opened and migrated, the catalog parsed, and only then the
+workers and the listener begin; any failure ends the start with one clear line. Stop, bounded by `MAIL_SHUTDOWN_TIMEOUT`:
+the listener first, then attempts finish or are handed back, then clients close.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
+import msgspec
 import structlog
 from redis.exceptions import RedisError
 
@@ -22,18 +23,21 @@ from mailkeep.dispatch.retention import RetentionWorker
 from mailkeep.dispatch.scheduler import AttemptScheduler
 from mailkeep.dispatch.takeover import TakeoverWorker
 from mailkeep.dispatch.worker import AttemptWorkerPool
+from mailkeep.dkim.keys import DkimKeysError, Keyring
 from mailkeep.intake.accept import Accept, AcceptPolicy
 from mailkeep.intake.commands import CommandIntake
 from mailkeep.intake.http import InternalHttpApp
 from mailkeep.intake.listener import InternalHttpListener
 from mailkeep.intake.redis_client import redis_connector
+from mailkeep.intake.signing import Signer
 from mailkeep.intake.sql import EnqueuedConsumer
 from mailkeep.intake.stream import CommandConsumer
 from mailkeep.operator.api import operator_api
-from mailkeep.settings import Endpoint, Settings, SmtpMode
-from mailkeep.smtp.next_hop import NextHop, Timers, TlsMode
+from mailkeep.settings import Endpoint, HopSettings, Settings, SmtpMode
+from mailkeep.smtp.next_hop import AuthMechanism, HopAddress, NextHop, Timers, TlsMode
+from mailkeep.smtp.pace import connections_at_pace
 from mailkeep.smtp.pool import Pool
-from mailkeep.smtp.routes import DEFAULT_HOP, SINKHOLE_HOP, Routes
+from mailkeep.smtp.routes import Routes
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.listener import DUE, ENQUEUED, NotificationListener
 from mailkeep.store.migrate import MigrationError
@@ -61,14 +65,14 @@ class StartError(Exception):
 class Service:
     """One serving process: a replica with its intake, its dispatch and its workers."""
 
-    def __init__(self, settings: Settings, store: Store, catalog: Catalog) -> None:
+    def __init__(self, settings: Settings, store: Store, catalog: Catalog, keyring: Keyring | None) -> None:
         self._settings = settings
         self._store = store
         self._log = structlog.get_logger("service")
         self._running: list[asyncio.Task[None]] = []
         self._intakes: list[asyncio.Task[None]] = []
         self._redis = redis_connector(settings)
-        hops = next_hops(settings)
+        self._hops = hops = next_hops(settings)
         self.replica = Replica(store, heartbeat_s=settings.replica_heartbeat_s, ttl_s=settings.replica_ttl_s)
         self._recorder = Recorder(store)
         self._smtp = Pool(*hops.values())
@@ -82,6 +86,7 @@ class Service:
             concurrency=settings.attempt_worker_concurrency,
         )
         self._scheduler = AttemptScheduler(store=store, replica=self.replica, pool=self._workers)
+        self._signer = Signer(keyring, self.replica.now_s) if keyring else None
         self._accept = Accept(
             store=store,
             replica=self.replica,
@@ -90,6 +95,7 @@ class Service:
             routes=Routes(hops),
             policy=accept_policy(settings),
             on_waiting=self._scheduler.announce,
+            signer=self._signer,
         )
         self._listener: InternalHttpListener | None = None
 
@@ -99,10 +105,11 @@ class Service:
 
         `listening`: an already bound socket for the internal listener, shared by the processes of one service.
         """
+        keyring = load_keyring(settings)
         await ping_redis(settings)
         store = await open_store(settings)
         catalog = load_catalog(settings)
-        service = cls(settings, store, catalog)
+        service = cls(settings, store, catalog, keyring)
         try:
             await service._begin(listening)
         except BaseException:
@@ -115,6 +122,7 @@ class Service:
             await self.replica.start()
         except StoreUnavailableError as fault:
             raise StartError(str(fault), unavailable=True) from fault
+        await self._warn_of_orphans()
         settings = self._settings
         retention = Retention(
             self._store,
@@ -144,6 +152,15 @@ class Service:
             consumer = CommandConsumer(self._redis, commands, str(self.replica.id))
             self._intakes.append(asyncio.create_task(consumer.run(), name="command consumer"))
         await self._listen(listening)
+
+    async def _warn_of_orphans(self) -> None:
+        """Say which next hops mail waits for that this configuration does not have: nobody would claim it, in silence."""
+        try:
+            waiting = {row["name"] for row in await self._store.fetch("read_waiting_hops")}
+        except StoreUnavailableError as fault:
+            raise StartError(str(fault), unavailable=True) from fault
+        for hop in sorted(waiting - self._hops.keys()):
+            self._log.warning("mail waits for a next hop that is not configured", next_hop=hop)
 
     async def _listen(self, listening: socket.socket | None) -> None:
         settings = self._settings
@@ -196,6 +213,8 @@ class Service:
         await self._workers.stop(left_s(ATTEMPT_SHARE))
         await _settle([asyncio.create_task(self._recorder.drain())], left_s(RECORD_SHARE))
         await _settle([asyncio.create_task(self.replica.stop())], left_s(RECORD_SHARE))
+        if self._signer is not None:
+            self._signer.close()
         await self._smtp.close(timeout_s * CLOSE_SHARE)
         await self._store.close(timeout_s * CLOSE_SHARE)
 
@@ -255,6 +274,26 @@ def load_catalog(settings: Settings) -> Catalog:
         raise StartError(f"the template catalog can't be used: {problems}", unavailable=False) from fault
 
 
+def load_keyring(settings: Settings) -> Keyring | None:
+    """Read the keys that sign mail; None: mail is not signed. Raises `StartError` listing every problem."""
+    path = settings.dkim_keys_file
+    if path is None:
+        return None
+    try:
+        keyring = Keyring.load(path)
+    except DkimKeysError as fault:
+        raise StartError(
+            f"the keys of MAIL_DKIM_KEYS_FILE can't be used: {fault}", unavailable=False
+        ) from fault
+    domain = settings.smtp_from.domain
+    if domain not in {key.domain for key in keyring.keys}:
+        raise StartError(
+            f"MAIL_DKIM_KEYS_FILE has no key for {domain}, the domain of MAIL_SMTP_FROM_EMAIL",
+            unavailable=False,
+        )
+    return keyring
+
+
 def accept_policy(settings: Settings) -> AcceptPolicy:
     """Return what this deployment decides for every delivery."""
     return AcceptPolicy(
@@ -270,32 +309,38 @@ def accept_policy(settings: Settings) -> AcceptPolicy:
 
 
 def next_hops(settings: Settings) -> dict[str, NextHop]:
-    """Return the next hops by name: the default one, and the sinkhole where there is one."""
-    timers = Timers().capped(settings.smtp_timeout_s, settings.smtp_data_timeout_s)
-    helo_name = settings.smtp_helo_name or socket.getfqdn() or "localhost"
-    hops: dict[str, NextHop] = {}
-    if settings.smtp_addr is not None:
-        hops[DEFAULT_HOP] = NextHop(
-            name=DEFAULT_HOP,
-            host=settings.smtp_addr.host,
-            port=settings.smtp_addr.port,
-            tls=TlsMode(settings.smtp_tls),
-            helo_name=helo_name,
-            username=settings.smtp_username,
-            password=settings.smtp_password.reveal() if settings.smtp_password else None,
-            verify=settings.smtp_tls_verify,
-            ca_file=str(settings.smtp_tls_ca_file) if settings.smtp_tls_ca_file else None,
-            max_connections=settings.smtp_max_connections,
-            timers=timers,
-        )
-    if settings.sinkhole_addr is not None:
-        hops[SINKHOLE_HOP] = NextHop(
-            name=SINKHOLE_HOP,
-            host=settings.sinkhole_addr.host,
-            port=settings.sinkhole_addr.port,
-            tls=TlsMode.NONE,
-            helo_name=helo_name,
-            max_connections=settings.smtp_max_connections,
-            timers=timers,
-        )
-    return hops
+    """Return the next hops by name, those of the routes file and those of the environment alike."""
+    return {hop.name: _next_hop(hop, settings) for hop in settings.hops}
+
+
+def _next_hop(hop: HopSettings, settings: Settings) -> NextHop:
+    usual = Timers().capped(settings.smtp_timeout_s, settings.smtp_data_timeout_s)
+    max_connections = hop.max_connections or settings.smtp_max_connections
+    return NextHop(
+        name=hop.name,
+        addresses=tuple(
+            HopAddress(server.endpoint.host, server.endpoint.port, server.priority, server.weight)
+            for server in hop.addresses
+        ),
+        tls=TlsMode(hop.tls),
+        helo_name=hop.helo_name or settings.smtp_helo_name or socket.getfqdn() or "localhost",
+        username=hop.username,
+        password=hop.password.reveal() if hop.password else None,
+        token_command=tuple(word.reveal() for word in hop.token_command),
+        token_ttl_s=hop.token_ttl_s,
+        auth=tuple(AuthMechanism(way.upper()) for way in hop.auth),
+        auth_without_tls=hop.auth_without_tls,
+        verify=hop.tls_verify,
+        ca_file=str(hop.tls_ca_file) if hop.tls_ca_file else None,
+        fingerprints=hop.tls_fingerprints,
+        client_certificate=str(hop.tls_client_certificate) if hop.tls_client_certificate else None,
+        client_key=str(hop.tls_client_key) if hop.tls_client_key else None,
+        max_connections=connections_at_pace(max_connections, hop.messages_per_s),
+        messages_per_connection=hop.messages_per_connection,
+        messages_per_s=hop.messages_per_s,
+        source_address=hop.source_address,
+        timers=msgspec.structs.replace(
+            usual, **{f"{name}_s": limit_s for name, limit_s in hop.timers_s.items()}
+        ),
+        domains=hop.domains,
+    )

@@ -25,7 +25,7 @@ import uvloop
 
 from mailkeep.core.outcome import Outcome
 from mailkeep.smtp.envelope import Envelope
-from mailkeep.smtp.next_hop import NextHop, Timers, TlsMode
+from mailkeep.smtp.next_hop import HopAddress, NextHop, Timers, TlsMode
 from mailkeep.smtp.pool import Pool
 
 USERNAME, PASSWORD = "ann", "a canary passw0rd"
@@ -76,8 +76,9 @@ class OpenFence:
 def hop_to(port: int, **changes: Any) -> NextHop:
     """A next hop on loopback, in clear, with timers of 5 s, unless `changes` say otherwise."""
     limits = dict.fromkeys(Timers.__struct_fields__, 5.0) | changes.pop("timers", {})
-    options = {"host": "127.0.0.1", "tls": TlsMode.NONE, "helo_name": "client.test", "max_connections": 4}
-    return NextHop(name="hop", port=port, timers=Timers(**limits), **(options | changes))
+    address = HopAddress(changes.pop("host", "127.0.0.1"), port)
+    options = {"addresses": (address,), "tls": TlsMode.NONE, "helo_name": "client.test", "max_connections": 4}
+    return NextHop(name="hop", timers=Timers(**limits), **(options | changes))
 
 
 def mail(

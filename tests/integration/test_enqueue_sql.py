@@ -18,8 +18,8 @@ from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.listener import NotificationListener
 from mailkeep.store.postgres import Store
 
-PROMISED_S = 3.0
-"""A second is promised; a busy machine gets more."""
+PROMISED_S = 1.0
+NEVER_S = 3600.0
 ENQUEUE = "SELECT mail.enqueue($1::text::jsonb)"
 
 
@@ -98,7 +98,7 @@ async def test_a_role_needs_no_more_than_its_two_grants(served, dsn, client):
             await client.execute(statement)
 
 
-async def test_without_the_grant_nobody_enqueues(served, dsn, caller, client):
+async def test_without_the_grant_nobody_enqueues(dsn, caller, client):
     """EXECUTE is not given to everybody."""
     role = urlsplit(caller).username
     await query(dsn, f"REVOKE EXECUTE ON FUNCTION mail.enqueue(jsonb) FROM {role}")
@@ -125,27 +125,25 @@ async def test_a_rollback_leaves_nothing_and_a_commit_one_delivery(served, dsn, 
     assert await inbox(dsn) == 0
 
 
-async def took_s(dsn, client, count):
-    """Enqueue one command and return how long it took to become the delivery that makes it `count`."""
-    begun_s = time.monotonic()
-    await enqueue(client, enqueueable(count))
-    await counted(dsn, count)
-    return time.monotonic() - begun_s
-
-
-async def test_a_commit_is_picked_up_within_a_second(served, dsn, client):
-    """A committed command is a delivery in a moment, at once or after a quiet time."""
-    assert await took_s(dsn, client, 1) < PROMISED_S
-    await asyncio.sleep(1.5)
-    assert await took_s(dsn, client, 2) < PROMISED_S
+async def test_a_commit_is_heard_of(serve, dsn, client, monkeypatch):
+    """A notification alone makes a committed command a delivery, at once or after a quiet time."""
+    monkeypatch.setattr(sql, "IDLE_S", NEVER_S)
+    await serve()
+    for number in (1, 2):
+        await enqueue(client, enqueueable(number))
+        await counted(dsn, number)
+        await taken(dsn)
 
 
 async def test_a_lost_notification_costs_a_second_at_most(serve, dsn, client, monkeypatch):
     """Where no notification arrives (PgBouncer, a broken connection) the inbox is looked at all the same."""
+    assert sql.IDLE_S <= PROMISED_S
     monkeypatch.setattr(NotificationListener, "_hear", lambda *_heard: None)
     await serve()
-    await asyncio.sleep(0.5)
-    assert await took_s(dsn, client, 1) < PROMISED_S
+    for number in (1, 2):
+        await enqueue(client, enqueueable(number))
+        await counted(dsn, number)
+        await taken(dsn)
 
 
 async def test_thousands_in_one_transaction_are_shared_by_two_replicas(serve, dsn, client):
@@ -332,11 +330,11 @@ async def test_a_bad_command_is_recorded_under_the_answered_id(served, dsn, clie
     assert await deliveries(dsn) == {}
 
 
-@pytest.mark.parametrize("asked", [None, "null", "[]", '"text"', "7", "true", "[{}]"])
-async def test_what_is_no_object_raises(served, dsn, client, asked):
+async def test_what_is_no_object_raises(dsn, client):
     """NULL, arrays and scalars fail in the caller's own statement."""
-    with pytest.raises(asyncpg.InvalidParameterValueError, match="takes a JSON object"):
-        await client.fetchval(ENQUEUE, asked)
+    for asked in (None, "null", "[]", '"text"', "7", "true", "[{}]"):
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="takes a JSON object"):
+            await client.fetchval(ENQUEUE, asked)
     assert await inbox(dsn) == 0
 
 
@@ -349,11 +347,12 @@ async def test_what_is_no_jsonb_raises(served, dsn, client):
     await counted(dsn, 1)
 
 
-async def test_hostile_json_is_bounded(served, dsn, client):
+async def test_hostile_json_is_bounded(serve, dsn, client):
     """Deep, huge and doubled members end as small records or as what the last member says, and the next command is taken."""
+    await serve(MAIL_LIMIT_MESSAGE_BYTES=str(1024 * 1024))
     deep = json.dumps(enqueueable(1))[:-1] + ', "x": ' + "[" * 3000 + "]" * 3000 + "}"
     inner = '{"payload_mode": "rendered", "payload": ' + '{"a":' * 2000 + "1" + "}" * 2001
-    huge = enqueueable(2, payload={"text": "x" * (60 * 1024 * 1024)})
+    huge = enqueueable(2, payload={"text": "x" * (8 * 1024 * 1024)})
     doubled = json.dumps(enqueueable(3))[:-1] + ', "idempotency_key": "first", "idempotency_key": "last"}'
     ids = {str(await enqueue(client, asked)): asked for asked in (deep, inner, huge)}
     last = await enqueue(client, doubled)

@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 import uuid_utils
 from http_kit import DELIVERIES, command
-from stream_kit import STREAM, Valkey, add, deliveries, drained, fields, malformed, query
+from stream_kit import PATIENCE_S, STREAM, Valkey, add, deliveries, drained, fields, malformed, query
 from typer.testing import CliRunner
 
 from mailkeep.cli import app
@@ -51,8 +51,9 @@ async def streaming(serve, valkey):
 
 
 @pytest.fixture
-def run(dsn, log_lines):
+def run(dsn, log_lines, monkeypatch):
     """Return a function that runs `mailkeep malformed`; what the service logs beside it is gathered elsewhere."""
+    monkeypatch.setattr(cli_malformed, "REPLAY_WAIT_S", PATIENCE_S)
 
     async def running(*arguments):
         environ = {"MAIL_POSTGRES_DSN": dsn}
@@ -215,21 +216,21 @@ async def test_all_of_a_code_are_replayed(streaming, valkey, dsn, run):
     assert (await run("replay", "--all", "--code", "reserved_domain")).stdout == ""
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["--all"],
-        ["--code", "too_large"],
-        [str(UUID(int=7)), "--all", "--code", "too_large"],
-        [str(UUID(int=7)), "--set", "nothing"],
-        [str(UUID(int=7)), "--set", "=x"],
-        ["--all", "--code", "nonsense"],
-    ],
-)
-async def test_a_wrong_use_is_told(dsn, run, arguments):
+WRONG_USES = [
+    [],
+    ["--all"],
+    ["--code", "too_large"],
+    [str(UUID(int=7)), "--all", "--code", "too_large"],
+    [str(UUID(int=7)), "--set", "nothing"],
+    [str(UUID(int=7)), "--set", "=x"],
+    ["--all", "--code", "nonsense"],
+]
+
+
+async def test_a_wrong_use_is_told(run):
     """What is neither one record nor all of a code, or no repair, is a fault of usage."""
-    assert (await run("replay", *arguments)).exit_code == EXIT_USAGE
+    for arguments in WRONG_USES:
+        assert (await run("replay", *arguments)).exit_code == EXIT_USAGE, arguments
 
 
 async def test_a_replay_waits_for_a_service(dsn, run, serve, valkey, monkeypatch):

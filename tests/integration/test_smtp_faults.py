@@ -716,7 +716,7 @@ async def test_a_refused_login_parks_the_mail(reply, rule, scope):
 
 async def test_no_mechanism_of_ours_is_a_matter_of_the_credential():
     """A login that can't be used does not mean mail without login."""
-    async with scripted_peer(ehlo=b"250-peer.test\r\n250 AUTH XOAUTH2 CRAM-MD5\r\n") as peer:
+    async with scripted_peer(ehlo=b"250-peer.test\r\n250 AUTH XOAUTH2 SCRAM-SHA-1\r\n") as peer:
         outcome = await send(hop_to(peer.port, username=USERNAME, password=PASSWORD))
     assert (outcome.rule, outcome.scope) == ("login_not_offered", Scope.CREDENTIAL)
     assert "MAIL" not in peer.commands[0]

@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import msgspec
 import pytest
 from smtp_servers import Act, OpenFence, hop_to, mail, on_both_loops, pool_of, scripted_peer
 
@@ -136,11 +137,10 @@ async def test_a_connection_that_fails_rset_is_dropped(rset):
     assert len(peer.commands) == 2
 
 
-async def test_uses_are_bounded(monkeypatch):
+async def test_uses_are_bounded():
     """After so many transactions a connection is closed with QUIT and replaced."""
-    monkeypatch.setattr(pool_module, "MAX_USES", 3)
     async with scripted_peer() as peer:
-        hop = hop_to(peer.port, max_connections=1)
+        hop = hop_to(peer.port, max_connections=1, messages_per_connection=3)
         async with pool_of(hop) as pool:
             for _ in range(7):
                 await send_once(pool, hop)
@@ -170,11 +170,10 @@ async def test_rest_and_age_are_bounded(bound):
 @pytest.mark.parametrize(
     "answer", [Act.STALL, Act.CLOSE, Act.RESET, b"421 4.0.0 x\r\n", b"500 x\r\n", b"garbage\r\n"]
 )
-async def test_quit_keeps_nobody_waiting(monkeypatch, answer):
+async def test_quit_keeps_nobody_waiting(answer):
     """Whatever a server does at QUIT, the outcome came before it, and its place is free after the timer for QUIT."""
-    monkeypatch.setattr(pool_module, "MAX_USES", 1)
     async with scripted_peer(quit=answer) as peer:
-        hop = hop_to(peer.port, max_connections=1, timers={"quit_s": 0.3})
+        hop = hop_to(peer.port, max_connections=1, messages_per_connection=1, timers={"quit_s": 0.3})
         async with pool_of(hop) as pool:
             outcome = await send_once(pool, hop)
             assert (outcome.severity, "QUIT" in peer.commands[0]) == (Severity.SUCCESS, False)
@@ -182,11 +181,10 @@ async def test_quit_keeps_nobody_waiting(monkeypatch, answer):
     assert len(peer.commands) == 2
 
 
-async def test_a_closing_connection_still_holds_its_place(monkeypatch):
+async def test_a_closing_connection_still_holds_its_place():
     """The server never sees more connections of ours than allowed, not even while one says QUIT."""
-    monkeypatch.setattr(pool_module, "MAX_USES", 1)
     async with scripted_peer(quit=Act.STALL) as peer:
-        hop = hop_to(peer.port, max_connections=1, timers={"quit_s": 0.3})
+        hop = hop_to(peer.port, max_connections=1, messages_per_connection=1, timers={"quit_s": 0.3})
         async with pool_of(hop) as pool:
             await send_once(pool, hop)
             sending = asyncio.create_task(send_once(pool, hop))
@@ -210,7 +208,7 @@ async def test_hops_do_not_share_connections():
     """Each next hop has its own lane: one that stalls leaves the other alone."""
     async with scripted_peer(mail=Act.STALL) as slow, scripted_peer() as quick:
         slow_hop, quick_hop = hop_to(slow.port, max_connections=1), hop_to(quick.port, max_connections=1)
-        quick_hop = type(quick_hop)(name="quick", host="127.0.0.1", port=quick.port, tls=TlsMode.NONE)
+        quick_hop = msgspec.structs.replace(quick_hop, name="quick")
         pool = Pool(slow_hop, quick_hop)
         stuck = asyncio.create_task(send_once(pool, slow_hop))
         await asyncio.sleep(0.05)

@@ -10,7 +10,7 @@ from smtp_servers import MESSAGE, Certificates, OpenFence, hop_to, on_both_loops
 
 from mailkeep.core.outcome import Phase
 from mailkeep.smtp.classify import FailureKind
-from mailkeep.smtp.connect import connect
+from mailkeep.smtp.connect import connect, resolve
 from mailkeep.smtp.dialog import DATA, GREETING, Ask
 from mailkeep.smtp.next_hop import TlsMode
 from mailkeep.smtp.session import SessionBrokenError
@@ -25,7 +25,8 @@ async def connected(**changes):
     """A session, and the blocking socket at its other end: what that sends is in the kernel before the loop runs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         hop = hop_to(listener.getsockname()[1], **changes)
-        session = await connect(hop, tls_context(hop), [])
+        (place,) = await resolve(hop, hop.addresses[0])
+        session = await connect(hop, place, tls_context(hop), [])
         peer, _ = listener.accept()
         with peer:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

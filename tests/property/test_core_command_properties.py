@@ -140,6 +140,7 @@ PAYLOAD_CHANGES: dict[str, Any] = {
     "bcc": ["zoe@example.org"],
     "reply_to": ["zoe@example.org"],
     "attachments": [{"filename": "a", "content": "eA=="}],
+    "list_unsubscribe": "https://example.org/u",
 }
 RENDERED_CHANGES: dict[str, Any] = {"subject": "Other", "text": "Other", "html": "<p>Other</p>"}
 TEMPLATE_CHANGES: dict[str, Any] = {"template_id": "other", "locale": "fr", "variables": {"other": 1}}
@@ -172,6 +173,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "expires_in_s": (None, 1),
     "send_at_ms": (None, 1),
     "supersede_key": (None, "k"),
+    "list_unsubscribe": (None, "https://example.org/u"),
 }
 
 

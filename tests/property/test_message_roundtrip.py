@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailkeep.core.address import Mailbox
-from mailkeep.core.command import Attachment
+from mailkeep.core.command import MAX_URL_CHARS, UNSUBSCRIBE_URL, Attachment
 from mailkeep.templates.message import MessageParts, build_message, needs_smtputf8
 
 PRINTABLE = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\u2028\u2029")
@@ -185,6 +185,15 @@ def test_any_further_header_comes_back(name: str, value: str) -> None:
     legacy = message_from_bytes(octets)
     assert _unencoded(_unfolded(legacy[name])) == value
     assert len(legacy.keys()) == 9
+
+
+@given(url=st.from_regex(UNSUBSCRIBE_URL, fullmatch=True).filter(lambda url: len(url) <= MAX_URL_CHARS))
+def test_any_unsubscribe_url_stands_as_it_is(url: str) -> None:
+    """What intake takes as a URL is neither folded nor encoded, and no reader decodes it into another."""
+    octets = _written(headers=(("List-Unsubscribe", f"<{url}>"),))
+    assert_on_the_wire(octets)
+    assert f"\r\nList-Unsubscribe: <{url}>\r\n".encode() in octets
+    assert _unencoded(message_from_bytes(octets)["List-Unsubscribe"]) == f"<{url}>"
 
 
 @given(date=DATES, subject=SUBJECTS, text=BODIES, attachments=st.lists(ATTACHMENTS, max_size=2))

@@ -3,10 +3,14 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mailkeep.core.outcome import MAX_REPLY_CHARS, Severity
+from mailkeep.core.decide import decide
+from mailkeep.core.delivery import DeliveryStatus, Guarantee
+from mailkeep.core.outcome import MAX_REPLY_CHARS, MAX_WAIT_HINT_S, Phase, Severity
 from mailkeep.core.redact import mask_addresses
 from mailkeep.smtp.capabilities import Capabilities
+from mailkeep.smtp.classify import REPLY_PHASES, classify
 from mailkeep.smtp.dialog import DATA, LONE_DOT, transaction
+from mailkeep.smtp.ending import Heard, conclude, ended_by_reply
 from mailkeep.smtp.envelope import Envelope, UnsafeEnvelopeError, check_safe, dot_stuffed
 from mailkeep.smtp.reply import MAX_LINE_BYTES, MAX_REPLY_LINES, ReplyParser
 
@@ -131,3 +135,66 @@ def test_stuffing_is_undone_by_the_server(message):
     assert (b"\r\n" + wire).find(b"\r\n.\r\n") == len(wire) - 3
     unstuffed = b"\r\n".join(line.removeprefix(b".") for line in wire[:-3].split(b"\r\n"))
     assert unstuffed in (message, message + b"\r\n")
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.booleans())
+def test_a_server_that_takes_few_at_once_gets_the_rest_in_new_transactions(recipients, limit, pipelining):
+    """As many transactions as its limit makes necessary, one right after the other, each recipient once, no rung used."""
+    states, transactions = "o" * recipients, 0
+    while "o" in states:
+        still_open = [ordinal for ordinal, state in enumerate(states) if state == "o"]
+        envelope = Envelope("id", "", tuple((ordinal, "a@y.test") for ordinal in still_open), b"a: b\r\n")
+        end, heard = converse_with_limit(envelope, limit, pipelining)
+        outcome = conclude(envelope, end, heard, began_s=0.0, ended_s=1.0)
+        decision = decide(
+            states=states,
+            outcome=outcome,
+            guarantee=Guarantee.AT_MOST_ONCE,
+            ladder_s=(60.0,),
+            rungs_used=0,
+            park_s=1.0,
+            chance=0.5,
+        )
+        transactions += 1
+        assert decision.recipient_states.count("s") == min(transactions * limit, recipients)
+        states = decision.recipient_states
+        assert (decision.wait_s, decision.uses_rung) == (0.0 if "o" in states else None, False)
+    assert decision.status is DeliveryStatus.SENT
+    assert transactions == -(-recipients // limit)
+
+
+def converse_with_limit(envelope, limit, pipelining):
+    """Speak one transaction with a server that answers 452 4.5.3 from recipient `limit` on."""
+    heard = []
+    talk = transaction(envelope, Capabilities(pipelining=pipelining))
+    try:
+        group = next(talk)
+        while True:
+            replies = []
+            for ask in group:
+                taken = sum(entry.phase is Phase.RCPT for entry in heard) < limit
+                text = {Phase.MAIL: "250 ok", Phase.DATA: "354 go"}.get(
+                    ask.phase, "250 ok" if taken else "452 4.5.3 Too many recipients"
+                )
+                (reply,), _ = feed(f"{text}\r\n".encode())
+                heard.append(Heard(ask.phase, ask.shown, reply, 0.5))
+                replies.append(reply)
+            group = talk.send(replies)
+    except StopIteration as done:
+        assert done.value is None
+    (reply,), _ = feed(b"250 2.0.0 taken\r\n")
+    return ended_by_reply(Phase.DOT, reply), heard
+
+
+@given(st.text("0123456789 :-.smhdayS\u017f\u0663x", max_size=60))
+@example("5 \u017f")
+@example("99:59:59")
+@example("999999 days")
+def test_no_words_of_a_server_ask_for_more_than_a_day(text):
+    """Whatever stands in a reply, the wait it asks for is from nothing to the bound, and something only where it is open."""
+    for line in (f"450 try again in {text}", f"452 4.2.2 {text}", f"550 retry after {text}"):
+        (reply,), _ = feed(f"{line}\r\n".encode())
+        for phase in REPLY_PHASES:
+            verdict = classify(phase, reply)
+            assert 0 <= verdict.wait_hint_s <= MAX_WAIT_HINT_S
+            assert not verdict.wait_hint_s or verdict.severity is Severity.TRANSIENT

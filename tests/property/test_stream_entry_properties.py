@@ -32,7 +32,7 @@ ACCEPT = Accept(
     replica=SimpleNamespace(now_s=lambda: NOW_S),
     pool=None,
     catalog=Catalog.load(SHIPPED_CATALOG),
-    routes=Routes({"default": None}),
+    routes=Routes({}),
     policy=AcceptPolicy(sender=Mailbox("mail", "mailkeep.org"), rules=RULES, stub=True, auth_expiry_s=900),
     on_waiting=lambda: None,
 )

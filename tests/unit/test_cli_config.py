@@ -63,7 +63,7 @@ def test_every_problem_is_printed_at_once(run):
     assert done.stderr.splitlines() == [
         "mailkeep: the configuration can't be used",
         "  MAIL_LOG_LEVEL: must be one of: debug, info, warning, error",
-        "  MAIL_SMTP_ADDR: is required when MAIL_SMTP_MODE=smtp",
+        "  MAIL_SMTP_ADDR: is required when MAIL_SMTP_MODE=smtp, unless MAIL_ROUTES_FILE has a [hop.default]",
         "  MAIL_SMTP_FROM_EMAIL: is required when MAIL_SMTP_MODE=smtp",
         "  MAIL_LOGLEVEL: is not a setting of Mailkeep; did you mean MAIL_LOG_LEVEL?",
         "mailkeep config --reference shows every setting",

@@ -48,6 +48,7 @@ FULL = Mail(
     send_at=datetime(2030, 1, 1, 12, tzinfo=timezone(timedelta(hours=1))),
     expires_at=datetime(2030, 1, 2, 0, 0, 0, 1500, tzinfo=UTC),
     supersede_key="order-1042",
+    list_unsubscribe="https://example.org/u?t=1",
     source="notification",
     traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 )
@@ -82,6 +83,7 @@ def test_every_field_of_a_mail_arrives():
     assert made.send_at_ms == 1893495600_000
     assert made.expires_at_ms == 1893542400_002
     assert made.supersede_key == "order-1042"
+    assert made.list_unsubscribe == "https://example.org/u?t=1"
     assert (request.idempotency_key, request.traceparent) == (FULL.idempotency_key, FULL.traceparent)
 
 

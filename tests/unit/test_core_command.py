@@ -110,6 +110,29 @@ REFUSED = [
     (rendered({"cc": ("",)}), "invalid_address", "payload.cc[0]"),
     (rendered({"bcc": ("a,b@example.org",)}), "invalid_address", "payload.bcc[0]"),
     (rendered({"reply_to": ("a@b",)}), "invalid_address", "payload.reply_to[0]"),
+    *(
+        (rendered({"list_unsubscribe": url}), "invalid_field", "payload.list_unsubscribe")
+        for url in (
+            "",
+            "http://example.org/u",
+            "mailto:leave@example.org",
+            "https:///u",
+            "https://me@example.org/u",
+            "https://example.org/u#f",
+            "https://example.org/a b",
+            "https://example.org/u>,<https://example.net/",
+            "https://example.org/u\r\nBcc: e@a.org",
+            "https://example.org/u\n",
+            "https://example.org/%4",
+            "https://example.org/=?utf-8?q?a?=",
+            "https://bücher.example/u",
+        )
+    ),
+    (
+        rendered({"list_unsubscribe": "https://example.org/" + "u" * 800}),
+        "too_large",
+        "payload.list_unsubscribe",
+    ),
     (rendered({"to": MANY}), "too_large", "payload.to"),
     (rendered({"to": MANY[:2], "cc": MANY[2:3], "bcc": MANY[3:]}), "too_large", "payload.to"),
     (rendered({"reply_to": MANY * 1000}), "too_large", "payload.reply_to"),
@@ -214,6 +237,7 @@ def test_a_ready_message_becomes_a_command():
                 "reply_to": ("help@example.org",),
                 "html": "<p>Hi</p>",
                 "attachments": (file(content_id="logo"),),
+                "list_unsubscribe": "https://example.org:8443/u/a,b?t=Zm9v%3D&n=1?",
             },
             source="notification",
             delivery_class="relay",
@@ -240,6 +264,7 @@ def test_a_ready_message_becomes_a_command():
         expires_at_ms=5000,
         send_at_ms=4000,
         supersede_key="k",
+        list_unsubscribe="https://example.org:8443/u/a,b?t=Zm9v%3D&n=1?",
     )
 
 

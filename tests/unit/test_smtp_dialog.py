@@ -11,7 +11,8 @@ from mailkeep.smtp.classify import FailureKind
 from mailkeep.smtp.dialog import START_TLS, opening, transaction
 from mailkeep.smtp.ending import End
 from mailkeep.smtp.envelope import Envelope
-from mailkeep.smtp.next_hop import NextHop, TlsMode
+from mailkeep.smtp.login import Login
+from mailkeep.smtp.next_hop import AuthMechanism, HopAddress, NextHop, TlsMode
 from mailkeep.smtp.reply import ReplyParser
 
 BARE = "250 hi"
@@ -42,12 +43,18 @@ def play(talk, *answers):
 
 def hop(tls=TlsMode.NONE, **options):
     """A next hop with what the opening looks at."""
-    return NextHop("main", "mail.test", 25, tls=tls, helo_name="client.test", **options)
+    return NextHop("main", (HopAddress("mail.test", 25),), tls=tls, helo_name="client.test", **options)
+
+
+def login_at(hop):
+    """The login of `hop`, with a token where a command prints one."""
+    secret = "a-token" if hop.token_command else hop.password
+    return Login(hop.username, secret, "mail.test", 25) if hop.username else None
 
 
 def open_with(hop, *answers, loopback=True):
     """Play an opening."""
-    return play(opening(hop, peer_is_loopback=loopback), *answers)
+    return play(opening(hop, login_at(hop), peer_is_loopback=loopback), *answers)
 
 
 def envelope(*recipients):
@@ -141,7 +148,8 @@ def test_a_greeting_that_greets_nobody_is_an_outage(greeting):
 
 def test_auth_plain_is_preferred():
     """One exchange, with the secret masked in what is shown."""
-    talk = opening(hop(**LOGIN), peer_is_loopback=True)
+    made = hop(**LOGIN)
+    talk = opening(made, login_at(made), peer_is_loopback=True)
     next(talk)
     talk.send(replies("220 hi"))
     (ask,) = talk.send(replies(WITH_LOGIN))
@@ -190,9 +198,126 @@ def test_a_login_in_clear_needs_loopback_and_an_explicit_choice():
 def test_no_usable_mechanism_ends_it():
     """Mail without the login that was configured is not an option."""
     assert (
-        open_with(hop(**LOGIN), "220 hi", "250-hi\r\n250 AUTH CRAM-MD5")[1].kind
+        open_with(hop(**LOGIN), "220 hi", "250-hi\r\n250 AUTH SCRAM-SHA-1 XOAUTH2")[1].kind
         is FailureKind.AUTH_NOT_OFFERED
     )
+
+
+TOKEN = {"username": "a=b,c", "token_command": ("print-token",)}
+
+
+def b64(text):
+    """Encode as it goes over the wire."""
+    return base64.b64encode(text.encode()).decode()
+
+
+def offering(*mechanisms):
+    """An answer to EHLO."""
+    return f"250-hi\r\n250 AUTH {' '.join(mechanisms)}"
+
+
+def test_cram_md5_answers_the_challenge():
+    """The example of RFC 2195 section 2; the password itself is not said."""
+    made = hop(username="tim", password="tanstaaftanstaaf")
+    challenge = "PDE4OTYuNjk3MTcwOTUyQHBvc3RvZmZpY2UucmVzdG9uLm1jaS5uZXQ+"
+    said, offered = open_with(made, "220 hi", offering("CRAM-MD5"), f"334 {challenge}", "235 in")
+    assert said[2:] == [
+        "AUTH CRAM-MD5\r\n",
+        "dGltIGI5MTNhNjAyYzdlZGE3YTQ5NWI0ZTZlNzMzNGQzODkw\r\n",
+    ]
+    assert isinstance(offered, Capabilities)
+
+
+def test_a_challenge_that_is_none_ends_it():
+    """Nothing is said to a server that does not speak CRAM-MD5."""
+    _, end = open_with(hop(**LOGIN), "220 hi", offering("CRAM-MD5"), "334 <clear@text>")
+    assert (end.phase, end.kind) == (Phase.AUTH, FailureKind.PROTOCOL)
+
+
+@pytest.mark.parametrize(
+    ("options", "offered", "chosen"),
+    [
+        (LOGIN, "CRAM-MD5 LOGIN PLAIN", "PLAIN"),
+        (LOGIN, "CRAM-MD5 LOGIN", "LOGIN"),
+        (LOGIN, "XOAUTH2 CRAM-MD5", "CRAM-MD5"),
+        (LOGIN | {"auth": (AuthMechanism.CRAM_MD5, AuthMechanism.PLAIN)}, "PLAIN CRAM-MD5", "CRAM-MD5"),
+        (TOKEN, "PLAIN XOAUTH2 OAUTHBEARER", "OAUTHBEARER"),
+        (TOKEN, "PLAIN XOAUTH2", "XOAUTH2"),
+        (TOKEN | {"auth": (AuthMechanism.XOAUTH2,)}, "OAUTHBEARER XOAUTH2", "XOAUTH2"),
+    ],
+)
+def test_the_first_way_that_is_offered_is_taken(options, offered, chosen):
+    """In the usual order, or in that of `auth`."""
+    talk = opening(hop(**options), login_at(hop(**options)), peer_is_loopback=True)
+    next(talk)
+    talk.send(replies("220 hi"))
+    (ask,) = talk.send(replies(offering(offered)))
+    assert ask.line.split()[1].decode() == chosen
+    assert ask.shown in {f"AUTH {chosen}", f"AUTH {chosen} …"}
+
+
+@pytest.mark.parametrize(
+    ("options", "offered"),
+    [
+        (LOGIN, "XOAUTH2 OAUTHBEARER SCRAM-SHA-256"),
+        (LOGIN | {"auth": (AuthMechanism.LOGIN,)}, "PLAIN CRAM-MD5"),
+        (TOKEN, "PLAIN LOGIN CRAM-MD5"),
+    ],
+)
+def test_a_way_that_was_not_chosen_is_not_taken(options, offered):
+    """A token is never said as a password, nor the other way round."""
+    said, end = open_with(hop(**options), "220 hi", offering(offered))
+    assert (end.kind, len(said)) == (FailureKind.AUTH_NOT_OFFERED, 2)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "said_first", "said_then"),
+    [
+        ("XOAUTH2", "user=a=b,c\1auth=Bearer a-token\1\1", ""),
+        ("OAUTHBEARER", "n,a=a=3Db=2Cc,\1host=mail.test\1port=25\1auth=Bearer a-token\1\1", "\1"),
+    ],
+)
+def test_a_token_is_shown_and_its_refusal_heard_out(mechanism, said_first, said_then):
+    """RFC 7628 section 3.2.3: the challenge that explains a refusal is answered, and then the refusal comes."""
+    opened = open_with(hop(**TOKEN), "220 hi", offering(mechanism), "235 in")
+    assert opened[0][2:] == [f"AUTH {mechanism} {b64(said_first)}\r\n"]
+    assert isinstance(opened[1], Capabilities)
+    why = b64('{"status":"401"}')
+    said, end = open_with(hop(**TOKEN), "220 hi", offering(mechanism), f"334 {why}", "535 5.7.8 no")
+    assert said[3:] == [f"{b64(said_then)}\r\n"]
+    assert (end.code, end.verdict.rule) == (535, "login_refused")
+    _, end = open_with(hop(**TOKEN), "220 hi", offering(mechanism), f"334 {why}", "235 after all")
+    assert end.kind is FailureKind.PROTOCOL
+
+
+@pytest.mark.parametrize(
+    ("tls", "options", "loopback", "may"),
+    [
+        (TlsMode.STARTTLS, {}, False, True),
+        (TlsMode.STARTTLS, {"verify": False}, False, False),
+        (TlsMode.STARTTLS, {"verify": False}, True, True),
+        (TlsMode.STARTTLS, {"verify": False, "fingerprints": ("ab" * 32,)}, False, True),
+        (TlsMode.STARTTLS, {"verify": False, "auth_without_tls": True}, False, True),
+        (TlsMode.NONE, {}, False, False),
+        (TlsMode.NONE, {}, True, True),
+        (TlsMode.NONE, {"auth_without_tls": True}, False, True),
+    ],
+)
+def test_a_login_goes_to_who_proved_who_it_is(tls, options, loopback, may):
+    """Encryption alone is not enough, unless the route says that nothing is needed."""
+    with_tls = [WITH_TLS, "220 go", ""] if tls is TlsMode.STARTTLS else []
+    last = ["235 in"] if may else []
+    _, end = open_with(
+        hop(tls, **LOGIN, **options), "220 hi", *with_tls, WITH_LOGIN, *last, loopback=loopback
+    )
+    assert isinstance(end, Capabilities) if may else end.kind is FailureKind.AUTH_IN_CLEAR
+
+
+def test_where_others_may_listen_the_password_stays_here_if_it_can():
+    """In clear by the operator's word: CRAM-MD5 is the least bad."""
+    made = hop(**LOGIN, auth_without_tls=True)
+    said, _ = open_with(made, "220 hi", offering("PLAIN CRAM-MD5"), "334 PDFAeD4=", "235 in", loopback=False)
+    assert said[2] == "AUTH CRAM-MD5\r\n"
 
 
 # -- one transaction -------------------------------------------------------------------------------------------------

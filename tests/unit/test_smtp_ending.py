@@ -168,3 +168,32 @@ def test_a_detail_is_masked():
 def test_what_becomes_of_the_connection(end, stale, clean):
     """Stale: replaced at once if it was a reused one. Clean: RSET makes it fit again; in mid-body nothing does."""
     assert (end.stale, end.clean) == (stale, clean)
+
+
+SENT = ended_by_reply(Phase.DOT, reply("250 ok"))
+DEFERRED = ended_by_reply(Phase.DOT, reply("451 4.3.0 retry in 20 minutes"))
+UNKNOWN = ended_by_failure(Phase.DOT, FailureKind.TIMEOUT)
+GREYLISTED = "450 4.7.1 greylisted for 60 s"
+TOO_MANY = "452 4.5.3 too many recipients"
+
+
+@pytest.mark.parametrize(
+    ("end", "rcpt", "retry", "wait_hint_s"),
+    [
+        (SENT, ("250 a", "250 b"), "ladder", 0),
+        (SENT, ("250 a", "550 5.1.1 b"), "ladder", 0),
+        (SENT, ("250 a", GREYLISTED), "soon", 60),
+        (SENT, ("250 a", GREYLISTED, "450 c"), "ladder", 60),
+        (SENT, ("250 a", "450 retry in 5 minutes", GREYLISTED), "ladder", 300),
+        (SENT, ("250 a", TOO_MANY, TOO_MANY), "at_once", 0),
+        (SENT, ("250 a", TOO_MANY, GREYLISTED), "at_once", 60),
+        (DEFERRED, ("250 a", GREYLISTED), "ladder", 1200),
+        (DEFERRED, ("550 5.1.1 a", GREYLISTED), "soon", 60),
+        (UNKNOWN, ("250 a", GREYLISTED), "ladder", 60),
+        (UNKNOWN, ("250 a",), "ladder", 0),
+    ],
+)
+def test_when_the_open_ones_are_tried_again(end, rcpt, retry, wait_hint_s):
+    """The longest wait that was asked for counts; who had no turn takes all along, greylisting only where all are."""
+    outcome = concluded(end, *rcpt)
+    assert (outcome.retry, outcome.wait_hint_s) == (retry, wait_hint_s)

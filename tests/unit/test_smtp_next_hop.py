@@ -5,13 +5,15 @@ import ssl
 import pytest
 
 from mailkeep.core.outcome import Phase
-from mailkeep.smtp.next_hop import NextHop, Timers, TlsMode
+from mailkeep.smtp.next_hop import AuthMechanism, HopAddress, NextHop, Timers, TlsMode
 from mailkeep.smtp.tls import tls_context
+
+SERVER = (HopAddress("mail.example.test", 25),)
 
 
 def test_the_password_is_never_shown():
     """Neither repr nor a format of it holds the login."""
-    hop = NextHop("main", "mail.example.test", 587, username="ann", password="a-canary-secret")
+    hop = NextHop("main", (HopAddress("mail.example.test", 587),), username="ann", password="a-canary-secret")
     assert "a-canary-secret" not in f"{hop} {hop!r}"
     assert "ann" not in repr(hop)
 
@@ -27,15 +29,20 @@ def test_the_password_is_never_shown():
         {"username": "a\0b", "password": "x"},
         {"username": "a", "password": "x\0"},
         {"username": "a", "password": "\udcff"},
-        {"port": 0},
-        {"port": 65536},
+        {"addresses": ()},
+        {"addresses": (HopAddress("mail.example.test", 0),)},
+        {"addresses": (HopAddress("mail.example.test", 65536),)},
         {"max_connections": 0},
+        {"messages_per_connection": 0},
+        {"messages_per_s": -1.0},
+        {"token_command": ("print-token",)},
+        {"username": "a", "password": "x", "auth": (AuthMechanism.XOAUTH2,)},
     ],
 )
 def test_what_could_never_work_is_refused(changes):
     """Configuration that would break a command or a login fails when it is made."""
     with pytest.raises(ValueError, match=r"."):
-        NextHop(**({"name": "main", "host": "mail.example.test", "port": 25} | changes))
+        NextHop(**({"name": "main", "addresses": SERVER} | changes))
 
 
 def test_the_cap_spares_the_dot():
@@ -57,13 +64,13 @@ def test_every_phase_of_a_session_has_a_timer():
 
 def test_tls_is_1_2_at_least_and_verified_by_default():
     """The context checks chain and name unless told not to; without TLS there is none."""
-    hop = NextHop("main", "mail.example.test", 25)
+    hop = NextHop("main", SERVER)
     context = tls_context(hop)
     assert (context.minimum_version, context.verify_mode, context.check_hostname) == (
         ssl.TLSVersion.TLSv1_2,
         ssl.CERT_REQUIRED,
         True,
     )
-    lax = tls_context(NextHop("main", "mail.example.test", 25, verify=False))
+    lax = tls_context(NextHop("main", SERVER, verify=False))
     assert (lax.verify_mode, lax.check_hostname) == (ssl.CERT_NONE, False)
-    assert tls_context(NextHop("main", "mail.example.test", 25, tls=TlsMode.NONE)) is None
+    assert tls_context(NextHop("main", SERVER, tls=TlsMode.NONE)) is None

@@ -35,8 +35,8 @@ class _Envelope:
     `idempotency_key` names what the mail is about (`order-1042`): mails with one key and content are one delivery,
     also from another process. `delivery_class` is `transactional` (the default), `auth` or `relay`; `guarantee` is
     `at_least_once` or `at_most_once`; a newer mail with the same `supersede_key` and recipients cancels an older one that
-    is not sent yet; `source` is `api`, `notification`, `sql` or `authsession` and has a default for each way in. Instants
-    are aware.
+    is not sent yet; `list_unsubscribe` is an https URL that ends a subscription when it is posted to (RFC 8058); `source` is
+    `api`, `notification`, `sql` or `authsession` and has a default for each way in. Instants are aware.
     """
 
     to: Addresses
@@ -50,6 +50,7 @@ class _Envelope:
     send_at: datetime | None = None
     expires_at: datetime | None = None
     supersede_key: str | None = None
+    list_unsubscribe: str | None = None
     source: str | None = None
     traceparent: str | None = None
 
@@ -118,7 +119,8 @@ def _payload(mail: AnyMail) -> dict[str, Any]:
             }
     people = {name: _addresses(getattr(mail, name)) or None for name in ("cc", "bcc", "reply_to")}
     files = [_file(attachment) for attachment in mail.attachments]
-    return _given({"to": _addresses(mail.to), **people, **content, "attachments": files or None})
+    more = {"attachments": files or None, "list_unsubscribe": mail.list_unsubscribe}
+    return _given({"to": _addresses(mail.to), **people, **content, **more})
 
 
 def _addresses(addresses: Addresses) -> list[str]:

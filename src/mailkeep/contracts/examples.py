@@ -450,6 +450,7 @@ _REPLICA: Final[dict[str, Any]] = {
     "started_at": "2026-11-22T11:52:57.100937Z",
     "last_seen_at": "2026-11-22T12:00:09.402118Z",
     "silent_s": 0.84,
+    "hops_out": {},
 }
 
 

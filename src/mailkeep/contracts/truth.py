@@ -18,8 +18,10 @@ from mailkeep.core.command import (
     KEY,
     LOCALE,
     MAX_SUPERSEDE_KEY_CHARS,
+    MAX_URL_CHARS,
     TEMPLATE_ID,
     TRACEPARENT,
+    UNSUBSCRIBE_URL,
     Attachment,
     DeliveryRequest,
     FailureCode,
@@ -31,6 +33,7 @@ from mailkeep.core.command import (
 from mailkeep.core.delivery import Certainty, DeliveryClass, DeliveryStatus, Guarantee, Source
 from mailkeep.core.malformed import Intake
 from mailkeep.core.outcome import Phase, Scope, Severity
+from mailkeep.core.queue import HopOut
 from mailkeep.intake.commands import MAX_AGE_S
 from mailkeep.intake.http import MAX_COMMANDS, BatchRequest, DeliveryAnswer, LoginCodeAnswer
 from mailkeep.intake.problems import URN, HttpCode, Problem
@@ -91,7 +94,7 @@ ADDED: Final[dict[str, Schema]] = {
 
 MEMBERS: Final[dict[type, dict[str, Schema]]] = {
     DeliveryRequest: {
-        "payload": saying("By `payload_mode`.", anyOf=[{"$ref": name} for name in PAYLOADS.values()]),
+        "payload": saying(f"By `payload_mode` a `{'` or a `'.join(PAYLOADS.values())}`.", type="object"),
         "payload_mode": one_of(PayloadMode),
         "source": saying("Who asks.", **one_of(sorted(INTAKE_SOURCES))),
         "idempotency_key": saying(
@@ -134,6 +137,11 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
         "bcc": _MAILBOXES,
         "reply_to": _MAILBOXES,
         "attachments": {"description": f"At most `MAIL_LIMIT_ATTACHMENTS` ({_LIMITS.attachments})."},
+        "list_unsubscribe": saying(
+            "An https URL; posting to it ends the subscription at once (RFC 8058).",
+            maxLength=MAX_URL_CHARS,
+            **whole(UNSUBSCRIBE_URL),
+        ),
         "subject": saying(
             f"At most `MAIL_LIMIT_SUBJECT_CHARS` ({_LIMITS.subject_chars}) characters.", **_ONE_LINE
         ),
@@ -209,7 +217,11 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
         "intake": one_of(Intake),
         "failure_code": one_of(FailureCode),
     },
-    ReplicaView: {"state": one_of(("live", "stopped", "lost"))},
+    ReplicaView: {
+        "state": one_of(("live", "stopped", "lost")),
+        "hops_out": {"description": "By the name of the next hop."},
+    },
+    HopOut: {"since": {"format": "date-time"}},
     Problem: {
         "type": one_of(f"{URN}{code}" for code in (*FailureCode, *HttpCode)),
         "code": one_of((*FailureCode, *HttpCode)),

@@ -31,6 +31,12 @@ TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]
 CONTENT_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
 CONTENT_ID: Final = re.compile(r"[!-;=?-~]{1,128}")  # stands in angle brackets
 TEMPLATE_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+MAX_URL_CHARS: Final = 800  # a header can't fold it and still has to fit 998 octets (RFC 5322 section 2.1.1)
+UNSUBSCRIBE_URL: Final = re.compile(
+    r"https://[A-Za-z0-9][A-Za-z0-9.-]{0,252}(?::[0-9]{1,5})?"
+    r"(?:[/?](?:=*(?:[A-Za-z0-9._~!$&'()*+,;:@/-]|%[0-9A-Fa-f]{2})|\?)*=*)?"
+)
+"""RFC 3986, without a user, a fragment, and the `=?` in which a reader could see an encoded word (RFC 2047)."""
 LOCALE: Final = re.compile(r"[A-Za-z]{2,8}(?:-[A-Za-z0-9]{1,8}){0,4}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _BODY_CONTROL: Final = re.compile(r"[\x00\ud800-\udfff]")
@@ -108,6 +114,7 @@ class Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     template_id: str | None = None
     locale: str | None = None
     variables: dict[str, Any] | None = None
+    list_unsubscribe: str | None = None
 
 
 EpochMs = Annotated[int, msgspec.Meta(ge=0, le=EPOCH_MS_MAX)]
@@ -164,6 +171,7 @@ class Command(msgspec.Struct, frozen=True):
     expires_in_s: int | None = None  # from acceptance on, so that a repeated request means the same
     send_at_ms: int | None = None
     supersede_key: str | None = None
+    list_unsubscribe: str | None = None
 
     @property
     def recipients(self) -> tuple[Mailbox, ...]:
@@ -263,6 +271,7 @@ def parse_request(request: DeliveryRequest, rules: CommandRules) -> Command:
         expires_at_ms=request.expires_at_ms,
         send_at_ms=request.send_at_ms,
         supersede_key=_supersede_key(request.supersede_key),
+        list_unsubscribe=_list_unsubscribe(payload.list_unsubscribe),
     )
     _check_recipients(command, rules)
     _check_times(command)
@@ -445,6 +454,20 @@ def _supersede_key(key: str | None) -> str | None:
             f"must be 1 to {MAX_SUPERSEDE_KEY_CHARS} printable characters",
         )
     return key
+
+
+def _list_unsubscribe(url: str | None) -> str | None:
+    if url is not None and len(url) > MAX_URL_CHARS:
+        raise CommandError(
+            FailureCode.TOO_LARGE, "payload.list_unsubscribe", f"is longer than {MAX_URL_CHARS} characters"
+        )
+    if url is not None and not UNSUBSCRIBE_URL.fullmatch(url):
+        raise CommandError(
+            FailureCode.INVALID_FIELD,
+            "payload.list_unsubscribe",
+            "must be a URL like https://example.org/u?t=1",
+        )
+    return url
 
 
 def _check_recipients(command: Command, rules: CommandRules, field: str = "payload.to") -> None:

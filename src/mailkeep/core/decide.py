@@ -6,7 +6,7 @@ import msgspec
 
 from mailkeep.core.delivery import DeliveryStatus, Guarantee, RecipientState, check_transition
 from mailkeep.core.ladder import next_wait_s
-from mailkeep.core.outcome import Outcome, Scope, Severity
+from mailkeep.core.outcome import Outcome, Retry, Scope, Severity
 
 OUTAGE_SCOPES: Final = frozenset({Scope.NEXT_HOP, Scope.CREDENTIAL})
 """Not the message's fault: parked without using a rung until the next hop is well again."""
@@ -67,8 +67,9 @@ def decide(
     """Return what follows from `outcome` for a delivery that is `sending`.
 
     `states` are the recipient states before the attempt, `park_s` the wait until a next hop that is out is tried again,
-    `chance` the jitter draw in [0, 1). Expiry is the database's to judge: a wait that ends past `expires_at` becomes
-    `expired` when it is written.
+    `chance` the jitter draw in [0, 1). What the server asked us to wait is respected upwards, except while parked: that is
+    the breaker's to judge, for the whole next hop. Expiry is the database's to judge: a wait that ends past `expires_at`
+    becomes `expired` when it is written.
     """
     after = states_after(states, outcome)
     if RecipientState.OPEN not in after:
@@ -77,10 +78,21 @@ def decide(
         decision = Decision(DeliveryStatus.HELD, after)
     elif outcome.scope in OUTAGE_SCOPES and outcome.severity is not Severity.UNKNOWN:
         decision = Decision(DeliveryStatus.RENDERED, after, wait_s=park_s)
+    elif outcome.retry is Retry.AT_ONCE and _delivered_to_some(outcome):
+        decision = Decision(DeliveryStatus.RENDERED, after, wait_s=outcome.wait_hint_s)
     else:
-        decision = _climb(after, next_wait_s(ladder_s, rungs_used, chance))
+        soon = outcome.retry is Retry.SOON
+        wait_s = next_wait_s(ladder_s, rungs_used, chance, soon=soon, wait_hint_s=outcome.wait_hint_s)
+        decision = _climb(after, wait_s)
     check_transition(DeliveryStatus.SENDING, decision.status)
     return decision
+
+
+def _delivered_to_some(outcome: Outcome) -> bool:
+    # What makes going on without a rung end: each such attempt leaves fewer recipients open.
+    return outcome.severity is Severity.TRANSIENT and any(
+        recipient.severity is Severity.SUCCESS for recipient in outcome.recipients
+    )
 
 
 def _climb(after: str, wait_s: float | None) -> Decision:

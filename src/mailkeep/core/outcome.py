@@ -13,6 +13,8 @@ from mailkeep.core.delivery import AttemptStatus, Certainty
 
 MAX_REPLY_CHARS: Final = 500
 """Reply text kept on an attempt; longer ones are cut (a server may send 20 MB)."""
+MAX_WAIT_HINT_S: Final = 24 * 3600.0
+"""A server that asks for more is asked again after a day: its word may delay mail, not bury it."""
 
 
 class Phase(StrEnum):
@@ -53,13 +55,26 @@ class Scope(StrEnum):
     REPUTATION = "reputation"
 
 
+class Retry(StrEnum):
+    """When that which a transient failure left open is tried again."""
+
+    LADDER = "ladder"  # after the next rung
+    SOON = "soon"  # greylisted: a long rung is shortened at first
+    AT_ONCE = "at_once"  # the server took no more in one transaction: in a new one, if this one delivered
+
+
 class Verdict(msgspec.Struct, frozen=True):
-    """The classification of one reply or failure; `rule` names the row of the rules table that decided."""
+    """The classification of one reply or failure; `rule` names the row of the rules table that decided.
+
+    `wait_hint_s` is what the server asked us to wait at least, 0 to `MAX_WAIT_HINT_S`.
+    """
 
     severity: Severity
     scope: Scope
     rule: str
     suppress: bool = False
+    retry: Retry = Retry.LADDER
+    wait_hint_s: float = 0.0
 
 
 class RecipientOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -85,7 +100,10 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """One finished attempt. `recipients` holds exactly the recipients that this attempt addressed."""
+    """One finished attempt. `recipients` holds exactly the recipients that this attempt addressed.
+
+    `retry` and `wait_hint_s` are for those it left open: the longest wait that any of their servers' answers asked for.
+    """
 
     status: AttemptStatus
     certainty: Certainty
@@ -99,6 +117,8 @@ class Outcome(msgspec.Struct, frozen=True):
     text: str = ""
     steps: tuple[Step, ...] = ()
     duration_ms: float = 0.0
+    retry: Retry = Retry.LADDER
+    wait_hint_s: float = 0.0
 
     @property
     def reason(self) -> str:
@@ -146,4 +166,6 @@ def uniform(
         text=text,
         steps=steps,
         duration_ms=duration_ms,
+        retry=verdict.retry,
+        wait_hint_s=verdict.wait_hint_s,
     )

@@ -1,8 +1,8 @@
 """Accept: the one use case in which every intake meets.
 
-validate (the caller did) -> render -> reserve the idempotency key and store, in one commit -> answer. What is answered is
-durable; what could not be stored reserved nothing. A delivery for which this replica's workers have a free place is born
-claimed and handed to them in memory after the commit, so that the fast path needs no claim query.
+validate (the caller did) -> render -> sign -> reserve the idempotency key and store, in one commit -> answer. What is
+answered is durable; what could not be stored reserved nothing. A delivery for which this replica's workers have a free place
+is born claimed and handed to them in memory after the commit, so that the fast path needs no claim query.
 """
 
 import asyncio
@@ -31,6 +31,7 @@ from mailkeep.core.queue import Claim, KeyHolder, NewDelivery
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.faults import FaultPoint, reach
+from mailkeep.intake.signing import Signer
 from mailkeep.smtp.routes import Routes
 from mailkeep.store.errors import StoreError, StoreRefusedError
 from mailkeep.store.group_commit import GroupCommit, OverloadedError
@@ -40,7 +41,9 @@ from mailkeep.templates.message import MessageError, MessageParts, build_message
 from mailkeep.templates.render import Rendered
 
 AUTOMATIC: Final = (("Auto-Submitted", "auto-generated"),)
-"""RFC 3834: so that nobody's holiday notice answers a login code."""
+"""RFC 3834: so that nobody's holiday notice answers a login code. Mail that people wrote (`relay`) has none."""
+ONE_CLICK: Final = ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")
+"""RFC 8058: that posting to the URL of List-Unsubscribe is enough."""
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -95,6 +98,7 @@ class Accept:
         routes: Routes,
         policy: AcceptPolicy,
         on_waiting: Callable[[], None],
+        signer: Signer | None = None,
     ) -> None:
         self._store = store
         self._replica = replica
@@ -102,6 +106,7 @@ class Accept:
         self._catalog = catalog
         self._routes = routes
         self._on_waiting = on_waiting
+        self._signer = signer
         self._committing = GroupCommit(self._commit)
         self.policy = policy
 
@@ -126,6 +131,7 @@ class Accept:
             if replay is None:
                 raise
             return replay
+        await self.sign((prepared,))
         return prepared.accepted(await self.store(prepared))
 
     def prepare(
@@ -139,6 +145,11 @@ class Accept:
         """Return the delivery that `command` makes, rendered; nothing is stored. Raises `CommandError`."""
         new = self._deliverable(command, key, delivery_id, traceparent)
         return Prepared(new, has_own_id=delivery_id is not None)
+
+    async def sign(self, prepared: Sequence["Prepared"]) -> None:
+        """Sign messages (DKIM), once and before they are stored. Raises `OverloadedError`."""
+        if self._signer is not None:
+            await asyncio.gather(*(self._signer.sign(ready.new) for ready in prepared))
 
     def store(self, prepared: "Prepared") -> "asyncio.Future[UUID | KeyHolder | StoreError]":
         """Hand a delivery to the next commit; `Prepared.accepted` reads the answer. Raises `OverloadedError`."""
@@ -187,7 +198,7 @@ class Accept:
             delivery_class=command.delivery_class,
             guarantee=command.guarantee,
             status=DeliveryStatus.RENDERED,
-            next_hop=self._routes.next_hop(recipients[0].domain),
+            next_hop=self._next_hop(recipients),
             idempotency_key=key or str(new_delivery_id),
             fingerprint=fingerprint(command, self._store.hash_key),
             sender=self.policy.sender.address,
@@ -229,7 +240,7 @@ class Accept:
             text=content.text,
             html=content.html,
             attachments=command.attachments,
-            headers=AUTOMATIC,
+            headers=_headers(command),
         )
         try:
             message = build_message(parts, boundary_seed=str(delivery_id))
@@ -256,6 +267,17 @@ class Accept:
             return None
         begins_s = max(now_s, (command.send_at_ms or 0) / 1000)
         return _instant(min(int((begins_s + expires_in_s) * 1000), EPOCH_MS_MAX))
+
+    def _next_hop(self, recipients: Sequence[Mailbox]) -> str:
+        hops = {self._routes.next_hop(mailbox.domain) for mailbox in recipients}
+        if len(hops) > 1:
+            # A transaction is with one server: sending these by the way of the first would take them to the wrong one.
+            raise CommandError(
+                FailureCode.INVALID_FIELD,
+                "payload.to",
+                f"the routes lead to different next hops ({', '.join(sorted(hops))}); make a delivery for each",
+            )
+        return hops.pop()
 
     def _supersede_hash(self, command: Command) -> bytes | None:
         if command.supersede_key is None:
@@ -331,6 +353,13 @@ def _claim_at_birth(replica_id: UUID, new: NewDelivery) -> Claim:
         recipients=new.recipients,
         message=new.message,
     )
+
+
+def _headers(command: Command) -> tuple[tuple[str, str], ...]:
+    automatic = () if command.delivery_class is DeliveryClass.RELAY else AUTOMATIC
+    if command.list_unsubscribe is None:
+        return automatic
+    return (*automatic, ("List-Unsubscribe", f"<{command.list_unsubscribe}>"), ONE_CLICK)
 
 
 def _instant(epoch_ms: int | None) -> datetime | None:

@@ -125,6 +125,7 @@ class CommandIntake:
         if oldest_s < self._now_s() - ID_DRIFT_S:
             await self._store.ensure_partitions(_DAYS_BEHIND)
         try:
+            await self._accept.sign(prepared)
             committing = [self._accept.store(ready) for ready in prepared]
         except OverloadedError as fault:
             raise StoreUnavailableError(str(fault), in_doubt=False) from fault

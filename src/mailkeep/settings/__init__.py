@@ -21,7 +21,9 @@ from mailkeep.core.address import Mailbox
 from mailkeep.core.command import Limits
 from mailkeep.core.delivery import DeliveryClass, Guarantee
 from mailkeep.core.duration import parse_duration, parse_ladder
+from mailkeep.settings.files import read_secret
 from mailkeep.settings.notation import (
+    AUTHORITIES,
     BOOL,
     CONNECT,
     CONNECT_MANY,
@@ -30,6 +32,7 @@ from mailkeep.settings.notation import (
     EMAIL,
     FILE,
     FOLDER,
+    HELO_NAME,
     LADDER,
     LISTEN,
     PATH,
@@ -39,17 +42,31 @@ from mailkeep.settings.notation import (
     TOKENS,
     Dsn,
     Endpoint,
-    Notation,
     Secret,
+    Setting,
     choice,
     duration,
     whole,
+)
+from mailkeep.settings.routes import (
+    DEFAULT_HOP,
+    MAX_CONNECTIONS,
+    SINKHOLE_HOP,
+    HopAddress,
+    HopAuth,
+    HopSettings,
+    SmtpTls,
+    describe_hop,
+    read_routes,
 )
 
 __all__ = [
     "Dsn",
     "Endpoint",
     "Environment",
+    "HopAddress",
+    "HopAuth",
+    "HopSettings",
     "HttpAuth",
     "LogFormat",
     "LogLevel",
@@ -63,7 +80,7 @@ __all__ = [
 ]
 
 PREFIX: Final = "MAIL_"
-MAX_SECRET_BYTES: Final = 64 * 1024  # a larger file is a mistaken path, not a secret
+ROUTES: Final = "MAIL_ROUTES_FILE"
 
 
 class SettingsProblem(msgspec.Struct, frozen=True):
@@ -107,15 +124,6 @@ class SmtpMode(StrEnum):
     SMTP = "smtp"
 
 
-class SmtpTls(StrEnum):
-    """How the session with the next hop is encrypted (RFC 3207, RFC 8314)."""
-
-    STARTTLS = "starttls"
-    IMPLICIT = "implicit"
-    OPPORTUNISTIC = "opportunistic"
-    NONE = "none"
-
-
 class LogLevel(StrEnum):
     """The least severe line that is written."""
 
@@ -133,20 +141,12 @@ class LogFormat(StrEnum):
     CONSOLE = "console"
 
 
-class Setting(msgspec.Struct, frozen=True):
-    """The declaration of one setting; `unset` says what its absence means where the default is None or empty."""
-
-    notation: Notation
-    meaning: str
-    unset: str = "unset"
-
-
 class SettingRow(msgspec.Struct, frozen=True):
     """One line of `mailkeep config` and of the reference page; `value` and `default` are redacted."""
 
     name: str
     value: str
-    source: str  # "environment", "file" or "default"
+    source: str  # "environment", "file", "routes file" or "default"
     default: str
     notation: str
     meaning: str
@@ -164,6 +164,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     given: frozenset[str] = frozenset()
     """The names that the environment set, `X_FILE` where a secret came from a file."""
+    routes: tuple[HopSettings, ...] = ()
+    """The next hops of the routes file."""
 
     environment: Annotated[
         Environment,
@@ -252,11 +254,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     template_dir: Annotated[
         Path | None, Setting(FOLDER, "The template catalog.", unset="the shipped catalog")
     ] = None
+    dkim_keys_file: Annotated[
+        Path | None, Setting(FILE, "Keys that sign mail (DKIM), TOML.", unset="mail is not signed")
+    ] = None
 
     smtp_mode: Annotated[
         SmtpMode, Setting(choice(SmtpMode), "`stub` sends nothing: deliveries end `suppressed`.")
     ] = SmtpMode.STUB
-    smtp_addr: Annotated[Endpoint | None, Setting(CONNECT, "The next hop of all mail.", unset="none")] = None
+    routes_file: Annotated[
+        Path | None,
+        Setting(FILE, "Next hops of their own for some recipient domains (TOML).", unset="one next hop"),
+    ] = None
+    smtp_addr: Annotated[
+        Endpoint | None,
+        Setting(CONNECT, "The next hop of all mail that has no route of its own.", unset="none"),
+    ] = None
     smtp_username: Annotated[str | None, Setting(TEXT, "Login at the next hop.", unset="no login")] = None
     smtp_password: Annotated[Secret | None, Setting(SECRET, "Password of that login.", unset="no login")] = (
         None
@@ -275,13 +287,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool, Setting(BOOL, "Whether certificate chain and host name must be right.")
     ] = True
     smtp_tls_ca_file: Annotated[
-        Path | None, Setting(FILE, "Authorities to trust (PEM).", unset="the system's")
+        Path | None, Setting(AUTHORITIES, "Authorities to trust (PEM).", unset="the system's")
     ] = None
     smtp_helo_name: Annotated[
-        str | None, Setting(TEXT, "Name given in EHLO.", unset="this machine's host name")
+        str | None, Setting(HELO_NAME, "Name given in EHLO.", unset="this machine's host name")
     ] = None
     smtp_max_connections: Annotated[
-        int, Setting(whole(1, 10_000), "Open connections to one next hop at most.")
+        int, Setting(whole(1, MAX_CONNECTIONS), "Open connections of a process to one next hop at most.")
     ] = 50
     smtp_timeout_s: Annotated[float, Setting(_TIMEOUT, "Bound on each SMTP phase but the final dot.")] = 60.0
     smtp_data_timeout_s: Annotated[float, Setting(_TIMEOUT, "Bound on the reply to the final dot.")] = 600.0
@@ -391,6 +403,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                     given.add(source)
             except ValueError as fault:
                 problems.append(SettingsProblem(name, str(fault)))
+        if "routes_file" in values:
+            values["routes"], faults = read_routes(values["routes_file"], environ)
+            problems += [SettingsProblem(ROUTES, fault) for fault in faults]
         settings = cls(**_with_smtp_tls(values), given=frozenset(given))
         unread = {problem.name for problem in problems}
         problems += _broken_rules(settings, unread)
@@ -403,6 +418,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def limits(self) -> Limits:
         """The bounds on one command."""
         return Limits(**{name: getattr(self, f"limit_{name}") for name in Limits.__struct_fields__})
+
+    @property
+    def hops(self) -> tuple[HopSettings, ...]:
+        """Every next hop: those of the routes file, the default one, and the sinkhole where there is one."""
+        hops = self.routes
+        if self.smtp_addr is not None and not any(hop.name == DEFAULT_HOP for hop in hops):
+            hops += (
+                HopSettings(
+                    name=DEFAULT_HOP,
+                    addresses=(HopAddress(self.smtp_addr),),
+                    tls=self.smtp_tls,
+                    tls_verify=self.smtp_tls_verify,
+                    tls_ca_file=self.smtp_tls_ca_file,
+                    username=self.smtp_username,
+                    password=self.smtp_password,
+                ),
+            )
+        if self.sinkhole_addr is not None:
+            hops += (
+                HopSettings(name=SINKHOLE_HOP, addresses=(HopAddress(self.sinkhole_addr),), tls=SmtpTls.NONE),
+            )
+        return hops
 
     @property
     def ladders(self) -> dict[DeliveryClass, tuple[float, ...]]:
@@ -420,9 +457,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return Mailbox(self.smtp_from_email.local, self.smtp_from_email.domain, self.smtp_from_name)
 
     def describe(self) -> tuple[SettingRow, ...]:
-        """Return one row a setting, redacted, in the order of declaration."""
+        """Return one row a setting, redacted, in the order of declaration; what the routes file says follows."""
         defaults = Settings()
-        return tuple(
+        settings = [
             SettingRow(
                 name=name,
                 value=_shown(setting, getattr(self, field)),
@@ -433,7 +470,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 secret=setting.notation.secret,
             )
             for name, (field, setting) in _DECLARED.items()
-        )
+        ]
+        routes = [
+            SettingRow(
+                name=name,
+                value=value,
+                source="routes file",
+                default=key.unset,
+                notation=key.notation.words,
+                meaning=key.meaning,
+                secret=False,
+            )
+            for hop in self.routes
+            for name, value, key in describe_hop(hop)
+        ]
+        return (*settings, *routes)
 
     def _source(self, name: str) -> str:
         if name in self.given:
@@ -461,21 +512,10 @@ def _find(name: str, setting: Setting, environ: Mapping[str, str]) -> tuple[str,
         return name, text
     if text:
         raise ValueError(f"{file_name} is set too; give one of them")
-    return file_name, _read_secret_file(Path(path), file_name)
-
-
-def _read_secret_file(path: Path, file_name: str) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_SECRET_BYTES + 1)
-        text = content.decode().rstrip("\r\n")
-    except OSError as fault:
-        raise ValueError(f"the file that {file_name} names can't be read: {fault.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"the file that {file_name} names is not UTF-8 text") from None
-    if not text or len(content) > MAX_SECRET_BYTES:
-        raise ValueError(f"the file that {file_name} names is empty or larger than {MAX_SECRET_BYTES} bytes")
-    return text
+        return file_name, read_secret(Path(path))
+    except ValueError as fault:
+        raise ValueError(f"the file that {file_name} names {fault}") from None
 
 
 def _with_smtp_tls(values: dict[str, Any]) -> dict[str, Any]:
@@ -564,9 +604,9 @@ _RULES: Final = (
         "must be said in production: smtp, or stub if no mail shall be sent",
     ),
     _Rule(
-        ("MAIL_SMTP_ADDR", "MAIL_SMTP_MODE"),
-        lambda s: s.smtp_mode is SmtpMode.SMTP and s.smtp_addr is None,
-        "is required when MAIL_SMTP_MODE=smtp",
+        ("MAIL_SMTP_ADDR", "MAIL_SMTP_MODE", ROUTES),
+        lambda s: s.smtp_mode is SmtpMode.SMTP and not any(hop.name == DEFAULT_HOP for hop in s.hops),
+        f"is required when MAIL_SMTP_MODE=smtp, unless MAIL_ROUTES_FILE has a [hop.{DEFAULT_HOP}]",
     ),
     _Rule(
         ("MAIL_SMTP_FROM_EMAIL", "MAIL_SMTP_MODE"),
@@ -586,6 +626,11 @@ _RULES: Final = (
             and s.smtp_tls in {SmtpTls.NONE, SmtpTls.OPPORTUNISTIC}
         ),
         "must be starttls or implicit, or the password may cross the network in clear",
+    ),
+    _Rule(
+        ("MAIL_SMTP_TLS_VERIFY", "MAIL_SMTP_ADDR", "MAIL_SMTP_PASSWORD"),
+        lambda s: _off_loopback(s.smtp_addr) and s.smtp_password is not None and not s.smtp_tls_verify,
+        "must be true, or the password may go to whoever answers; a hop in MAIL_ROUTES_FILE may pin a certificate",
     ),
     _Rule(
         ("MAIL_SINKHOLE_ADDR", "MAIL_ENVIRONMENT"),

@@ -17,10 +17,13 @@ import msgspec
 
 from mailkeep.core.address import Mailbox, check_printable, parse_mailbox
 from mailkeep.core.duration import format_duration, parse_duration, parse_ladder
+from mailkeep.settings.files import check_authorities
 
 MAX_RUNGS: Final = 50  # the longest ladder in use (relay) has 10
 MIN_TOKEN_CHARS: Final = 16  # shorter bearer tokens can be guessed
 _HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+_HELO_NAME: Final = re.compile(r"[A-Za-z0-9.-]{1,255}|\[[A-Za-z0-9.:]{1,253}\]")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _TOKEN: Final = re.compile(rf"[\x21-\x7e]{{{MIN_TOKEN_CHARS},}}")
 _DSN_PASSWORD: Final = re.compile(r"(//[^:/@]*):.*@|([?&][a-z]*pass[a-z]*=)[^&]*")
 
@@ -108,6 +111,14 @@ class Notation(msgspec.Struct, frozen=True):
     secret: bool = False
 
 
+class Setting(msgspec.Struct, frozen=True):
+    """The declaration of one setting; `unset` says what its absence means where the default is None or empty."""
+
+    notation: Notation
+    meaning: str
+    unset: str = "unset"
+
+
 def whole(least: int, most: int, unit: str = "") -> Notation:
     """Return the notation of a whole number in [least, most]."""
 
@@ -117,6 +128,18 @@ def whole(least: int, most: int, unit: str = "") -> Notation:
         return int(text)
 
     return Notation(f"{unit or 'number'}, {least} to {most}", read)
+
+
+def rate(least: float, most: float, unit: str) -> Notation:
+    """Return the notation of a number of so many a second, in [least, most]."""
+
+    def read(text: str) -> float:
+        per_s = float(text)  # "nan" is in no range
+        if not least <= per_s <= most:
+            raise ValueError(f"must be from {least:g} to {most:g}")
+        return per_s
+
+    return Notation(f"{unit} a second, {least:g} to {most:g}", read, lambda per_s: f"{per_s:g}")
 
 
 def duration(least: str, most: str) -> Notation:
@@ -206,6 +229,32 @@ def _ladder(text: str) -> tuple[float, ...]:
     return waits_s
 
 
+def _helo_name(text: str) -> str:
+    if not _HELO_NAME.fullmatch(text):
+        raise ValueError("must be a host name or an address literal like [192.0.2.1]")
+    return text
+
+
+def _ip_address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("must be an IP address") from None
+
+
+def _sha256(text: str) -> str:
+    digest = text.replace(":", "").lower()
+    if not _SHA256.fullmatch(digest):
+        raise ValueError("must be a SHA-256 fingerprint: 64 hexadecimal digits, with or without colons")
+    return digest
+
+
+def _authorities(text: str) -> Path:
+    path: Path = FILE.read(text)
+    check_authorities(path)
+    return path
+
+
 def _existing(present: Callable[[Path], bool], what: str) -> Callable[[str], Path]:
     def read(text: str) -> Path:
         path = Path(text)
@@ -230,6 +279,10 @@ LADDER: Final = Notation(
 )
 FOLDER: Final = Notation("path", _existing(Path.is_dir, "a folder"))
 FILE: Final = Notation("path", _existing(Path.is_file, "a file"))
+AUTHORITIES: Final = Notation("path", _authorities)
+HELO_NAME: Final = Notation("host name or [address]", _helo_name)
+IP_ADDRESS: Final = Notation("IP address", _ip_address)
+SHA256: Final = Notation("SHA-256 fingerprint in hexadecimal", _sha256)
 DSN: Final = Notation(
     "postgresql:// URL",
     _url("postgresql://user:password@host/database", "postgresql://", "postgres://"),

@@ -2,7 +2,8 @@
 
 The table is data so that it can be read, reviewed and extended without code; each attempt stores the name of the row that
 decided. The first row that fits decides. Loading proves that the table answers every reply of every phase and every
-failure that can happen, so `classify` never guesses. RFC 5321 section 4.2, RFC 3463, RFC 5248.
+failure that can happen, so `classify` never guesses. How long to wait comes from the reply's own words where they say it
+("try again in 5 minutes"), else from the row. RFC 5321 section 4.2, RFC 3463, RFC 5248.
 """
 
 import re
@@ -14,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from mailkeep.core.outcome import Phase, Scope, Severity, Verdict
+from mailkeep.core.outcome import MAX_WAIT_HINT_S, Phase, Retry, Scope, Severity, Verdict
 from mailkeep.smtp.reply import Reply
 
 
@@ -75,6 +76,9 @@ _POSSIBLE_FAILURES: Final = frozenset(
         (Phase.BODY, FailureKind.CLAIM_LOST),
     ]
 )
+MAX_ROW_WAIT_S: Final = 600.0
+"""A row's own `wait_hint_s` stays below the life of a login code: only a server's word may let one expire."""
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _SUPPRESSING_SCOPES: Final = (Scope.RECIPIENT, Scope.REPUTATION)
 _REPLY_PATTERN: Final = re.compile(r"[1-5](?:yz|[0-9]{2})")
 _ENHANCED_PATTERN: Final = re.compile(r"[245]\.[0-9]{1,3}\.(?:[0-9]{1,3}|\*)|none")
@@ -88,7 +92,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One row. It fits a reply if all that it names does, and a failure if it names that failure.
 
     `replies` are codes (`550`) or classes (`5yz`), `enhanced` codes (`5.1.1`), subjects (`5.7.*`) or `none`, `text` a
-    pattern searched for in any letter case.
+    pattern searched for in any letter case. `wait_hint_s` counts where the reply tells no wait.
     """
 
     name: str
@@ -100,11 +104,13 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str = ""
     failures: tuple[FailureKind, ...] = ()
     suppress: bool = False
+    retry: Retry = Retry.LADDER
+    wait_hint_s: float = 0.0
 
     @property
     def verdict(self) -> Verdict:
         """What the row decides."""
-        return Verdict(self.severity, self.scope, self.name, self.suppress)
+        return Verdict(self.severity, self.scope, self.name, self.suppress, self.retry, self.wait_hint_s)
 
     def has_class(self, digit: int) -> bool:
         """Whether some reply of the class `digit` could fit."""
@@ -140,21 +146,30 @@ class _Row:
         return enhanced in self._enhanced or f"{enhanced.rpartition('.')[0]}.*" in self._enhanced
 
 
+class ToldWait(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How replies say how long to wait: `text` has the groups `clock`, or `count` and `unit`."""
+
+    text: str
+
+
 class RulesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file: its version (changed with any row) and the rows, first fit first."""
+    """The file: its version (changed with any row), how waits are told, and the rows, first fit first."""
 
     version: int
+    told_wait: ToldWait
     rule: tuple[Rule, ...]
 
 
 class Rules:
-    """A table that was proved whole. `rows` are the rules as written."""
+    """A table that was proved whole. `rows` are the rules, and `told_wait` the pattern for waits, as written."""
 
     def __init__(self, source: str | bytes) -> None:
         file = msgspec.toml.decode(source, type=RulesFile)
         self.version = file.version
         self.rows = file.rule
         _check_rows(self.rows)
+        self.told_wait = file.told_wait.text
+        self._told_wait = _told_wait(self.told_wait)
         self._replies = {
             (phase, digit): tuple(
                 _Row(rule) for rule in self.rows if phase in rule.phases and rule.has_class(digit)
@@ -169,11 +184,33 @@ class Rules:
 
     def classify(self, phase: Phase, reply: Reply) -> Verdict:
         """Return what `reply` means in `phase`, one of `REPLY_PHASES`."""
-        return next(row.verdict for row in self._replies[phase, reply.digit] if row.fits(reply))
+        verdict = next(row.verdict for row in self._replies[phase, reply.digit] if row.fits(reply))
+        if verdict.severity is Severity.TRANSIENT and (told_s := self._told_wait_s(reply.text)):
+            return msgspec.structs.replace(verdict, wait_hint_s=min(told_s, MAX_WAIT_HINT_S))
+        return verdict
 
     def classify_failure(self, phase: Phase, kind: FailureKind) -> Verdict:
         """Return what it means that `phase` ended by `kind`. Raises KeyError for a pair that cannot happen."""
         return self._failures[phase, kind]
+
+    def _told_wait_s(self, text: str) -> float:
+        told = self._told_wait.search(text)
+        if told is None:
+            return 0.0
+        if told["clock"]:
+            hours, minutes, seconds = map(int, told["clock"].split(":"))
+            return 3600.0 * hours + 60 * minutes + seconds
+        return float(told["count"]) * _UNITS_S.get(told["unit"][0].lower(), 0)
+
+
+def _told_wait(text: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(text, re.IGNORECASE)
+    except re.error as fault:
+        raise RulesError(f"told_wait: text is not a pattern: {fault}") from fault
+    if set(pattern.groupindex) != {"clock", "count", "unit"}:
+        raise RulesError("told_wait: text has the groups clock, count and unit")
+    return pattern
 
 
 def _check_rows(rows: tuple[Rule, ...]) -> None:
@@ -208,6 +245,12 @@ def _check_row(rule: Rule) -> None:
         or rule.scope not in _SUPPRESSING_SCOPES
     ):
         raise RulesError(f"{rule.name}: only a hard answer to one recipient, at RCPT, may suppress")
+    if not 0 <= rule.wait_hint_s <= MAX_ROW_WAIT_S:
+        raise RulesError(f"{rule.name}: wait_hint_s is at most {MAX_ROW_WAIT_S:.0f}")
+    if rule.severity is not Severity.TRANSIENT and (rule.wait_hint_s or rule.retry is not Retry.LADDER):
+        raise RulesError(f"{rule.name}: only what is transient is waited for")
+    if rule.retry is Retry.AT_ONCE and rule.phases != (Phase.RCPT,):
+        raise RulesError(f"{rule.name}: only a recipient that had no turn is tried at once")
     if Phase.DOT in rule.phases and rule.failures and rule.severity is not Severity.UNKNOWN:
         raise RulesError(f"{rule.name}: a reply that was lost after the final dot is unknown, nothing else")
     try:

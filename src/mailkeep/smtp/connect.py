@@ -1,9 +1,10 @@
-"""From the name of a next hop to a connected session: its addresses in order, each with its own time.
+"""From an address of a next hop to a connected session: its host looked up, then one place of it connected to.
 
-Called by `converse`. TLS comes later and only over what this returns.
+Called by `dial`. TLS comes later and only over what this returns.
 """
 
 import asyncio
+import ipaddress
 import socket
 import ssl
 import time
@@ -12,50 +13,51 @@ from typing import Final
 from mailkeep.core.outcome import Phase
 from mailkeep.smtp.classify import FailureKind
 from mailkeep.smtp.ending import Heard
-from mailkeep.smtp.next_hop import NextHop
-from mailkeep.smtp.session import Address, Session, SessionBrokenError, failure_of
+from mailkeep.smtp.next_hop import HopAddress, NextHop
+from mailkeep.smtp.session import Place, Session, SessionBrokenError, failure_of
 
-MAX_ADDRESSES: Final = 8
-"""Addresses of a host that are tried, one after the other."""
-
-
-async def connect(hop: NextHop, tls: ssl.SSLContext | None, heard: list[Heard]) -> Session:
-    """Connect to the first address of `hop` that answers. Raises `SessionBrokenError`, at `CONNECT`."""
-    broken = SessionBrokenError(Phase.CONNECT, FailureKind.DNS)
-    for family, address in await _resolve(hop):
-        try:
-            return await _connect(hop, family, address, tls, heard)
-        except OSError as fault:
-            broken = SessionBrokenError(Phase.CONNECT, *failure_of(fault))
-            heard.append(_heard(address, broken.kind))
-    raise broken
+MAX_PLACES: Final = 8
+"""IP addresses of one host that are looked at."""
 
 
-async def _resolve(hop: NextHop) -> list[tuple[int, Address]]:
+async def resolve(hop: NextHop, address: HopAddress) -> list[Place]:
+    """Look up `address`, in the family of the hop's `source_address`. Raises `SessionBrokenError`, at `CONNECT`."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(hop.timers.connect_s):
-            found = await loop.getaddrinfo(hop.host, hop.port, type=socket.SOCK_STREAM)
+            found = await loop.getaddrinfo(
+                address.host, address.port, family=_family(hop.source_address), type=socket.SOCK_STREAM
+            )
     except TimeoutError as fault:
         raise SessionBrokenError(Phase.CONNECT, FailureKind.TIMEOUT, "resolving the host name") from fault
     except (OSError, UnicodeError) as fault:  # an impossible name fails before it is looked up
         raise SessionBrokenError(Phase.CONNECT, FailureKind.DNS) from fault
-    return [(family, address) for family, _, _, _, address in found[:MAX_ADDRESSES]]
+    return [Place(address.host, family, place) for family, _, _, _, place in found[:MAX_PLACES]]
 
 
-async def _connect(
-    hop: NextHop, family: int, address: Address, tls: ssl.SSLContext | None, heard: list[Heard]
-) -> Session:
+async def connect(hop: NextHop, place: Place, tls: ssl.SSLContext | None, heard: list[Heard]) -> Session:
+    """Connect to `place`, a server of `hop`. Raises `SessionBrokenError`, at `CONNECT`."""
+    try:
+        return await _connect(hop, place, tls, heard)
+    except OSError as fault:
+        broken = SessionBrokenError(Phase.CONNECT, *failure_of(fault))
+        heard.append(_heard(place, broken.kind))
+        raise broken from fault
+
+
+async def _connect(hop: NextHop, place: Place, tls: ssl.SSLContext | None, heard: list[Heard]) -> Session:
     loop = asyncio.get_running_loop()
-    connection = socket.socket(family, socket.SOCK_STREAM)
+    connection = socket.socket(place.family, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)  # noqa: FBT003 - the standard library's own signature
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hop.source_address is not None:
+            connection.bind((hop.source_address, 0))
         async with asyncio.timeout(hop.timers.connect_s):
-            await loop.sock_connect(connection, address)
-        heard.append(_heard(address, "connected"))  # before the greeting can be
+            await loop.sock_connect(connection, place.address)
+        heard.append(_heard(place, "connected"))  # before the greeting can be
         _, session = await loop.create_connection(
-            lambda: Session(hop, connection, address, tls, heard), sock=connection
+            lambda: Session(hop, place, connection, tls, heard), sock=connection
         )
     except BaseException:
         connection.close()
@@ -63,5 +65,12 @@ async def _connect(
     return session
 
 
-def _heard(address: Address, result: str) -> Heard:
-    return Heard(Phase.CONNECT, f"connect to {address[0]} port {address[1]}", result, time.monotonic())
+def _family(source_address: str | None) -> int:
+    if source_address is None:
+        return socket.AF_UNSPEC
+    return socket.AF_INET if ipaddress.ip_address(source_address).version == 4 else socket.AF_INET6
+
+
+def _heard(place: Place, result: str) -> Heard:
+    host, port = place.address[:2]
+    return Heard(Phase.CONNECT, f"connect to {host} port {port}", result, time.monotonic())

@@ -1,6 +1,6 @@
 """Speaks a dialog over a session: the place where whatever went wrong on the wire becomes an `End`.
 
-Called by `pool` alone. A session is aborted here if its caller is cancelled, for nobody knows then where its stream stands.
+Called by `dial` and `pool`. A session is aborted here if its caller is cancelled, for nobody knows then where its stream stands.
 """
 
 import ssl
@@ -14,21 +14,24 @@ from mailkeep.smtp.dialog import Said, opening, transaction
 from mailkeep.smtp.ending import End, Heard, ended_by_failure, ended_by_reply
 from mailkeep.smtp.envelope import Envelope
 from mailkeep.smtp.fence import Fence
+from mailkeep.smtp.login import Login
 from mailkeep.smtp.next_hop import NextHop
 from mailkeep.smtp.reply import Reply
-from mailkeep.smtp.session import Session, SessionBrokenError
+from mailkeep.smtp.session import Place, Session, SessionBrokenError
 
 T = TypeVar("T")
 
 
-async def open_session(hop: NextHop, tls: ssl.SSLContext | None, heard: list[Heard]) -> Session | End:
-    """Connect to `hop`, protect the connection and log in; return the session, or why there is none."""
+async def open_session(
+    hop: NextHop, place: Place, tls: ssl.SSLContext | None, login: Login | None, heard: list[Heard]
+) -> Session | End:
+    """Connect to `place`, protect the connection and log in; return the session, or why there is none."""
     try:
-        session = await connect(hop, tls, heard)
+        session = await connect(hop, place, tls, heard)
     except SessionBrokenError as broken:
         return ended_by_failure(broken.phase, broken.kind, broken.detail)
     try:
-        offered = await _speak(session, opening(hop, peer_is_loopback=session.peer_is_loopback))
+        offered = await _speak(session, opening(hop, login, peer_is_loopback=session.peer_is_loopback))
     except SessionBrokenError as broken:
         offered = ended_by_failure(broken.phase, broken.kind, broken.detail)
     except BaseException:

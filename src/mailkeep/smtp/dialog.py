@@ -6,7 +6,6 @@ order: one for each, or fewer after a 421, which ends everything. `START_TLS` as
 sees a socket, a timer or the fence; `converse` lends them those.
 """
 
-import base64
 from collections.abc import Generator
 from typing import Final, Literal, TypeAlias, TypeVar
 
@@ -17,6 +16,7 @@ from mailkeep.smtp.capabilities import NO_CAPABILITIES, Capabilities, parse_capa
 from mailkeep.smtp.classify import FailureKind
 from mailkeep.smtp.ending import End, ended_by_failure, ended_by_reply, is_refusal
 from mailkeep.smtp.envelope import Envelope
+from mailkeep.smtp.login import Login, choose, encoded, exchange
 from mailkeep.smtp.next_hop import NextHop, TlsMode
 from mailkeep.smtp.reply import SERVICE_CLOSING, Reply
 
@@ -49,10 +49,11 @@ _CLASSES: Final = {Phase.MAIL: (2, 4, 5), Phase.RCPT: (2, 4, 5), Phase.DATA: (3,
 # -- the opening ---------------------------------------------------------------------------------------------------
 
 
-def opening(hop: NextHop, *, peer_is_loopback: bool) -> Talk[Capabilities | End]:
+def opening(hop: NextHop, login: Login | None, *, peer_is_loopback: bool) -> Talk[Capabilities | End]:
     """Open a session with `hop`; returns what the server offers, or why mail can't be sent.
 
-    A login goes over TLS only, or in clear to a loopback address where `TlsMode.NONE` was chosen.
+    A login goes over TLS to a server that proved who it is, or to a loopback address (in clear only where
+    `TlsMode.NONE` was chosen), or wherever `auth_without_tls` says so.
     """
     if hop.tls is TlsMode.IMPLICIT:
         yield START_TLS
@@ -67,11 +68,14 @@ def opening(hop: NextHop, *, peer_is_loopback: bool) -> Talk[Capabilities | End]
             return secured
         if secured:
             secure, offered = True, (yield from _hello(hop))
-    if isinstance(offered, End) or hop.username is None:
+    if isinstance(offered, End) or login is None:
         return offered
-    if not secure and not (hop.tls is TlsMode.NONE and peer_is_loopback):
-        return ended_by_failure(Phase.AUTH, FailureKind.AUTH_IN_CLEAR)
-    return (yield from _log_in(hop, offered)) or offered
+    private = secure or (hop.tls is TlsMode.NONE and peer_is_loopback)
+    proved = hop.proves_itself or peer_is_loopback
+    if not (private and proved) and not hop.auth_without_tls:
+        detail = "the server does not prove who it is" if private else ""
+        return ended_by_failure(Phase.AUTH, FailureKind.AUTH_IN_CLEAR, detail)
+    return (yield from _log_in(hop, login, offered, in_sight=not (private and proved))) or offered
 
 
 def _hello(hop: NextHop) -> Talk[Capabilities | End]:
@@ -97,22 +101,32 @@ def _start_tls(hop: NextHop, offered: Capabilities) -> Talk[bool | End]:
     return ended_by_reply(Phase.STARTTLS, reply)
 
 
-def _log_in(hop: NextHop, offered: Capabilities) -> Talk[End | None]:
-    assert hop.username is not None
-    assert hop.password is not None
-    username, password = hop.username.encode(), hop.password.encode()
-    if "PLAIN" in offered.auth:
-        secrets = [b"AUTH PLAIN " + base64.b64encode(b"\0" + username + b"\0" + password)]
-    elif "LOGIN" in offered.auth:
-        secrets = [b"AUTH LOGIN", base64.b64encode(username), base64.b64encode(password)]
-    else:
-        return ended_by_failure(Phase.AUTH, FailureKind.AUTH_NOT_OFFERED)
-    shown = ["AUTH PLAIN …"] if len(secrets) == 1 else ["AUTH LOGIN", "…", "…"]
-    for position, (secret, mask) in enumerate(zip(secrets, shown, strict=True), start=1):
-        reply = (yield (Ask(Phase.AUTH, secret + b"\r\n", mask),))[0]
-        if reply.digit != (2 if position == len(secrets) else 3):
+def _log_in(hop: NextHop, login: Login, offered: Capabilities, *, in_sight: bool) -> Talk[End | None]:
+    mechanism = choose(hop, offered, in_sight=in_sight)
+    if mechanism is None:
+        detail = f"the next hop offers {' '.join(sorted(offered.auth)) or 'none'}"
+        return ended_by_failure(Phase.AUTH, FailureKind.AUTH_NOT_OFFERED, detail)
+    talk = exchange(mechanism, login)
+    shown = f"AUTH {mechanism.value}"
+    line = shown.encode()
+    if talk.initial is not None:
+        line, shown = line + b" " + encoded(talk.initial), f"{shown} …"
+    reply = (yield (Ask(Phase.AUTH, line + b"\r\n", shown),))[0]
+    for answer in talk.answers:
+        if reply.digit != 3:
             return ended_by_reply(Phase.AUTH, reply)
-    return None
+        said = answer(reply.lines[0])
+        if said is None:
+            return ended_by_failure(Phase.AUTH, FailureKind.PROTOCOL, "a challenge that is not base64")
+        reply = (yield (_answer(said),))[0]
+    if reply.digit == 3 and talk.after_refusal is not None:
+        reply = (yield (_answer(talk.after_refusal),))[0]
+        return ended_by_reply(Phase.AUTH, reply)
+    return None if reply.digit == 2 else ended_by_reply(Phase.AUTH, reply)
+
+
+def _answer(answer: bytes) -> Ask:
+    return Ask(Phase.AUTH, encoded(answer) + b"\r\n", "…")
 
 
 # -- one transaction -------------------------------------------------------------------------------------------------

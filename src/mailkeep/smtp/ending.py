@@ -4,13 +4,13 @@ Pure. `End` is the one thing that decided the transaction: a reply, or a failure
 keeps that refusal; all others share the end (RFC 5321 section 3.3: the answer to the final dot is for all that were accepted).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from mailkeep.core.delivery import AttemptStatus, Certainty
-from mailkeep.core.outcome import Outcome, Phase, RecipientOutcome, Severity, Step, Verdict
+from mailkeep.core.outcome import Outcome, Phase, RecipientOutcome, Retry, Severity, Step, Verdict
 from mailkeep.smtp.classify import FailureKind, classify, classify_failure
 from mailkeep.smtp.envelope import Envelope
 from mailkeep.smtp.reply import SERVICE_CLOSING, Reply, storable
@@ -129,13 +129,17 @@ def conclude(
         for position, answer in enumerate(answers)
         if isinstance(answer, Reply) and answer.digit != 2
     }
+    verdicts = {position: classify(Phase.RCPT, reply) for position, reply in refusals.items()}
     recipients = tuple(
         [
-            _refused(ordinal, refusals[position]) if position in refusals else _shared(ordinal, end)
+            _refused(ordinal, refusals[position], verdicts[position])
+            if position in refusals
+            else _shared(ordinal, end)
             for position, (ordinal, _) in enumerate(envelope.recipients)
         ]
     )
     worst = max(recipients, key=_weight) if refusals else recipients[0]
+    left_open = _left_open(end, verdicts, len(recipients))
     settled_at_rcpt = len(refusals) == len(recipients)
     return Outcome(
         status=AttemptStatus.PROVIDER_REJECTED if settled_at_rcpt else end.status,
@@ -150,11 +154,26 @@ def conclude(
         text=worst.text,
         steps=tuple([_step(entry, began_s) for entry in heard]),
         duration_ms=round((ended_s - began_s) * 1000, 3),
+        retry=_retry(left_open),
+        wait_hint_s=max((verdict.wait_hint_s for verdict in left_open), default=0.0),
     )
 
 
-def _refused(ordinal: int, reply: Reply) -> RecipientOutcome:
-    verdict = classify(Phase.RCPT, reply)
+def _left_open(end: End, refusals: Mapping[int, Verdict], recipients: int) -> list[Verdict]:
+    """Return the verdicts that leave somebody open."""
+    verdicts = [*refusals.values(), end.verdict] if len(refusals) < recipients else [*refusals.values()]
+    return [verdict for verdict in verdicts if verdict.severity in _OPEN]
+
+
+def _retry(left_open: Sequence[Verdict]) -> Retry:
+    """Return when all that is open is tried again: one who had no turn takes the others along, greylisting does not."""
+    ways = {verdict.retry for verdict in left_open}
+    if Retry.AT_ONCE in ways:
+        return Retry.AT_ONCE
+    return Retry.SOON if ways == {Retry.SOON} else Retry.LADDER
+
+
+def _refused(ordinal: int, reply: Reply, verdict: Verdict) -> RecipientOutcome:
     return RecipientOutcome(
         ordinal=ordinal,
         severity=verdict.severity,
@@ -179,6 +198,7 @@ def _shared(ordinal: int, end: End) -> RecipientOutcome:
     )
 
 
+_OPEN: Final = (Severity.TRANSIENT, Severity.UNKNOWN)
 _WEIGHTS: Final = {Severity.SUCCESS: 0, Severity.PERMANENT: 1, Severity.TRANSIENT: 2, Severity.UNKNOWN: 3}
 
 

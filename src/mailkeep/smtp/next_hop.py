@@ -1,4 +1,4 @@
-"""The next hop: one SMTP server that mail is handed to, as configured. A value; whoever opens connections reads it."""
+"""The next hop: where mail is handed to, as configured. A value; whoever opens connections reads it."""
 
 import re
 from enum import StrEnum
@@ -65,32 +65,82 @@ class Timers(msgspec.Struct, frozen=True):
         }
 
 
-class NextHop(msgspec.Struct, frozen=True):
-    """One server. `name` identifies it in routes, metrics and logs; `ca_file` replaces the system's authorities."""
+class AuthMechanism(StrEnum):
+    """A way to log in, as EHLO names it."""
 
-    name: str
+    PLAIN = "PLAIN"  # RFC 4616
+    LOGIN = "LOGIN"  # obsolete, and all that some servers offer
+    CRAM_MD5 = "CRAM-MD5"  # RFC 2195: shows no password, and proves little else
+    XOAUTH2 = "XOAUTH2"  # what there was before RFC 7628
+    OAUTHBEARER = "OAUTHBEARER"  # RFC 7628
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether an access token proves it rather than a password."""
+        return self in {AuthMechanism.XOAUTH2, AuthMechanism.OAUTHBEARER}
+
+
+class HopAddress(msgspec.Struct, frozen=True):
+    """One server of a hop: the lowest `priority` is tried first, equal ones are shared by `weight`."""
+
     host: str
     port: int
+    priority: int = 0
+    weight: int = 1
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class NextHop(msgspec.Struct, frozen=True):
+    """One next hop. `name` identifies it in routes, rows, metrics and logs; `domains` are routed to it (`Routes`).
+
+    `ca_file` replaces the system's authorities; `fingerprints` (SHA-256 of the certificate, lower-case hexadecimal) replace
+    authorities and name. A login is a `username` with a `password` or with a `token_command` that prints a token.
+    """
+
+    name: str
+    addresses: tuple[HopAddress, ...]
     tls: TlsMode = TlsMode.STARTTLS
     helo_name: str = "localhost"
     username: str | None = None
     password: str | None = None
+    token_command: tuple[str, ...] = ()
+    token_ttl_s: float = 300.0
+    auth: tuple[AuthMechanism, ...] = ()  # empty: the usual ones
+    auth_without_tls: bool = False
     verify: bool = True
     ca_file: str | None = None
+    fingerprints: tuple[str, ...] = ()
+    client_certificate: str | None = None
+    client_key: str | None = None
     max_connections: int = 8
+    messages_per_connection: int = 100  # many servers allow about this many
+    messages_per_s: float | None = None
+    source_address: str | None = None
     timers: Timers = Timers()
+    domains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what could never work or would break a command."""
         if not _HELO_NAME.fullmatch(self.helo_name):
             raise ValueError("helo_name must be a host name or an address literal")
-        if (self.username is None) != (self.password is None):
-            raise ValueError("username and password belong together: both or neither")
+        if (self.username is None) != (self.password is None and not self.token_command):
+            raise ValueError("username goes with a password or a token_command")
         if _UNSENDABLE.search(f"{self.username}{self.password}"):
             raise ValueError("username and password must be UTF-8 text without NUL")
-        if not 0 < self.port < 65536 or self.max_connections < 1:
-            raise ValueError("port must be 1 to 65535 and max_connections at least 1")
+        if any(mechanism.needs_token != bool(self.token_command) for mechanism in self.auth):
+            raise ValueError("each way to log in must fit what there is to show, a password or a token")
+        if not self.addresses or not all(0 < address.port < 65536 for address in self.addresses):
+            raise ValueError("a next hop needs an address, and ports are 1 to 65535")
+        if min(self.max_connections, self.messages_per_connection, self.messages_per_s or 1) <= 0:
+            raise ValueError("limits must be more than zero")
+
+    @property
+    def proves_itself(self) -> bool:
+        """Whether a server must prove over TLS who it is."""
+        return self.verify or bool(self.fingerprints)
 
     def __repr__(self) -> str:
         """Show where it is, never how we log in."""
-        return f"NextHop({self.name!r}, {self.host!r}, {self.port}, {self.tls.value!r})"
+        return f"NextHop({self.name!r}, {', '.join(map(str, self.addresses))}, {self.tls.value!r})"

@@ -6,21 +6,21 @@ the background, still holding the connection's place, so that a server never see
 """
 
 import asyncio
-import ssl
 import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
 from mailkeep.core.outcome import Outcome, Phase, Severity
 from mailkeep.smtp.classify import FailureKind
-from mailkeep.smtp.converse import open_session, send_over
+from mailkeep.smtp.converse import send_over
+from mailkeep.smtp.dial import Dialer
 from mailkeep.smtp.dialog import RSET
 from mailkeep.smtp.ending import End, Heard, conclude, ended_by_failure
 from mailkeep.smtp.envelope import Envelope, UnsafeEnvelopeError, check_safe
 from mailkeep.smtp.fence import Fence
 from mailkeep.smtp.next_hop import NextHop
+from mailkeep.smtp.pace import Pace
 from mailkeep.smtp.session import Session, SessionBrokenError
-from mailkeep.smtp.tls import tls_context
 
 __all__ = ["Envelope", "Fence", "Pool"]
 
@@ -28,18 +28,17 @@ IDLE_S: Final = 30.0
 """A connection rests at most this long: well below the 300 s that RFC 5321 section 4.5.3.2.7 asks of servers."""
 MAX_AGE_S: Final = 300.0
 """A connection is closed after this, so that a changed address, certificate or load balancer is noticed."""
-MAX_USES: Final = 100
-"""Transactions over one connection; many servers allow about this many."""
 
 
 class _Lane:
     """The connections to one next hop. `places` are held by those in use, opening or closing; the rest are `resting`."""
 
-    __slots__ = ("hop", "places", "resting", "tls")
+    __slots__ = ("_dialer", "hop", "pace", "places", "resting")
 
     def __init__(self, hop: NextHop) -> None:
         self.hop = hop
-        self.tls: ssl.SSLContext | None = tls_context(hop)
+        self.pace = None if hop.messages_per_s is None else Pace(hop.messages_per_s)
+        self._dialer = Dialer(hop)
         self.places = asyncio.Semaphore(hop.max_connections)
         self.resting: list[Session] = []  # last in, first out: the surplus grows old and is closed
 
@@ -53,14 +52,14 @@ class _Lane:
                 return session, end, heard
             session.abort()
         heard = []
-        opened = await open_session(self.hop, self.tls, heard)
+        opened = await self._dialer.open(heard)
         if isinstance(opened, End):
             return None, opened, heard
         return opened, await send_over(opened, envelope, fence), heard
 
 
 class Pool:
-    """Connections to `hops`. Raises OSError if a `ca_file` can't be used, ValueError for two hops of one name."""
+    """Connections to `hops`. Raises OSError if a file of certificates can't be used, ValueError for two hops of one name."""
 
     def __init__(self, *hops: NextHop) -> None:
         self._lanes = {hop.name: _Lane(hop) for hop in hops}
@@ -72,7 +71,9 @@ class Pool:
     async def send(self, hop: NextHop, envelope: Envelope, fence: Fence) -> Outcome:
         """Try once to hand `envelope` to `hop`, one of those the pool was made for.
 
-        Waits for a place first; the clock of the attempt starts after that. Raises nothing but CancelledError, and then
+        Waits for a place first, then for its turn where the hop has a pace: here, because this is where every message for a
+        hop passes, in the order in which workers brought it, and because who waits holds a place, so that no more wait than
+        the hop has connections. The clock of the attempt starts after that. Raises nothing but CancelledError, and then
         the connection is gone: `fence.dot_left` was called before if the outcome is unknown.
         """
         try:
@@ -82,8 +83,10 @@ class Pool:
             return conclude(envelope, end, (), began_s=0.0, ended_s=0.0)
         lane = self._lanes[hop.name]
         await lane.places.acquire()
-        began_s = time.monotonic()
         try:
+            if lane.pace is not None:
+                await lane.pace.turn()
+            began_s = time.monotonic()
             session, end, heard = await lane.attempt(envelope, fence)
         except BaseException:
             lane.places.release()
@@ -110,7 +113,9 @@ class Pool:
         elif not end.clean or not session.usable:
             session.abort()
             lane.places.release()
-        elif self._closing or session.uses >= MAX_USES or _age_s(session) >= MAX_AGE_S:
+        elif (
+            self._closing or session.uses >= lane.hop.messages_per_connection or _age_s(session) >= MAX_AGE_S
+        ):
             self._spawn(_retire(lane, session))
         elif end.verdict.severity is Severity.SUCCESS:
             self._rest(lane, session)

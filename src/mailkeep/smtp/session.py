@@ -16,6 +16,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, cast
 
+import msgspec
+
 from mailkeep.core.outcome import Phase
 from mailkeep.smtp.alarm import Alarm
 from mailkeep.smtp.capabilities import NO_CAPABILITIES
@@ -26,6 +28,7 @@ from mailkeep.smtp.envelope import dot_stuffed
 from mailkeep.smtp.fence import Fence
 from mailkeep.smtp.next_hop import NextHop, TlsMode
 from mailkeep.smtp.reply import SERVICE_CLOSING, Reply, ReplyParser
+from mailkeep.smtp.tls import is_pinned
 
 BLOCK_BYTES: Final = 64 * 1024
 """The body leaves in blocks of this size, each with its own timer and a look at what the server says meanwhile."""
@@ -40,6 +43,14 @@ Address: TypeAlias = tuple[Any, ...]
 """As the socket module has it: host and port first, more for IPv6."""
 
 
+class Place(msgspec.Struct, frozen=True):
+    """One IP address of the server `host`, whose name its certificate must have."""
+
+    host: str
+    family: int
+    address: Address
+
+
 class SessionBrokenError(Exception):
     """The session can't go on; `phase` and `kind` say where and why."""
 
@@ -52,7 +63,6 @@ class Session(asyncio.Protocol):
     """One connection, used by one caller at a time."""
 
     __slots__ = (
-        "_address",
         "_alarm",
         "_broken",
         "_farewell",
@@ -65,6 +75,7 @@ class Session(asyncio.Protocol):
         "_on_rest_over",
         "_parser",
         "_paused",
+        "_place",
         "_poll",
         "_replies",
         "_socket",
@@ -82,8 +93,8 @@ class Session(asyncio.Protocol):
     def __init__(
         self,
         hop: NextHop,
+        place: Place,
         connection: socket.socket,
-        address: Address,
         tls: ssl.SSLContext | None,
         heard: list[Heard],
     ) -> None:
@@ -93,7 +104,7 @@ class Session(asyncio.Protocol):
         self.heard = heard
         self._hop = hop
         self._limits = hop.timers.by_phase()
-        self._address = address
+        self._place = place
         self._socket = connection
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
@@ -126,7 +137,20 @@ class Session(asyncio.Protocol):
     @property
     def peer_is_loopback(self) -> bool:
         """Whether the other end is this machine."""
-        return ipaddress.ip_address(self._address[0].partition("%")[0]).is_loopback
+        return ipaddress.ip_address(self._place.address[0].partition("%")[0]).is_loopback
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        """What there is to know of the encryption, None in clear."""
+        if self._transport is None:
+            return None
+        return cast("ssl.SSLObject | None", self._transport.get_extra_info("ssl_object"))
+
+    @property
+    def certificate(self) -> bytes | None:
+        """The server's certificate (DER), None in clear."""
+        tls = self.tls
+        return None if tls is None else tls.getpeercert(binary_form=True)
 
     async def ask(self, group: Group) -> list[Reply]:
         """Write all of `group` at once; return the replies in order: one for each, fewer after a 421."""
@@ -153,7 +177,7 @@ class Session(asyncio.Protocol):
                     self._transport,
                     self,
                     self._tls,
-                    server_hostname=self._hop.host,
+                    server_hostname=self._place.host,
                     ssl_handshake_timeout=2 * limit_s,  # the timer around it is the one that rings
                     ssl_shutdown_timeout=self._limits[Phase.QUIT],
                 )
@@ -161,6 +185,8 @@ class Session(asyncio.Protocol):
             raise SessionBrokenError(Phase.TLS, *failure_of(fault)) from fault
         assert transport is not None
         self._transport = transport
+        if not is_pinned(self._hop, self.certificate):
+            raise SessionBrokenError(Phase.TLS, FailureKind.TLS, "the certificate is not the pinned one")
         if self._hop.tls is TlsMode.IMPLICIT:
             self._expect((GREETING,))
         cipher, version, _ = transport.get_extra_info("cipher")

@@ -32,12 +32,24 @@ _REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 _SURELY_NOT_COMMITTED = (
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
+    asyncpg.InvalidAuthorizationSpecificationError,  # a password that is being changed
+    asyncpg.InvalidCatalogNameError,  # a database that is being made or renamed
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InsufficientResourcesError,  # disk full, out of memory
     asyncpg.TransactionRollbackError,  # serialization failure, deadlock
     asyncpg.LockNotAvailableError,
     asyncpg.QueryCanceledError,
     asyncpg.ObjectNotInPrerequisiteStateError,
+)
+_IN_DOUBT = (
+    TimeoutError,
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.PostgresSystemError,  # the server's disk
+    asyncpg.InternalServerError,  # of the server, or of a pooler before it
+    asyncpg.InternalClientError,
+    asyncpg.InterfaceError,
 )
 
 
@@ -48,16 +60,13 @@ def translated() -> Iterator[None]:
         yield
     except _REFUSED as fault:
         raise StoreRefusedError(type(fault).__name__) from fault
+    except asyncpg.StatementCompletionUnknownError as fault:  # to the driver a kind of rollback
+        raise _unavailable(fault, in_doubt=True) from fault
     except _SURELY_NOT_COMMITTED as fault:
-        raise StoreUnavailableError(f"PostgreSQL: {fault}", in_doubt=False) from fault
-    except (
-        TimeoutError,
-        asyncpg.PostgresConnectionError,
-        asyncpg.OperatorInterventionError,
-        asyncpg.InternalClientError,
-        asyncpg.InterfaceError,
-        OSError,
-    ) as fault:
-        raise StoreUnavailableError(
-            f"PostgreSQL: {str(fault) or type(fault).__name__}", in_doubt=True
-        ) from fault
+        raise _unavailable(fault, in_doubt=False) from fault
+    except _IN_DOUBT as fault:
+        raise _unavailable(fault, in_doubt=True) from fault
+
+
+def _unavailable(fault: Exception, *, in_doubt: bool) -> StoreUnavailableError:
+    return StoreUnavailableError(f"PostgreSQL: {str(fault) or type(fault).__name__}", in_doubt=in_doubt)

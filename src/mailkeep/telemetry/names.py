@@ -28,6 +28,12 @@ LOG_EVENTS: Final = (
     ),
     LogEvent(
         "service",
+        "mail waits for a next hop that is not configured",
+        "A next hop was taken out of the configuration while mail waited for it; put it back until its queue is empty.",
+        alert="always",
+    ),
+    LogEvent(
+        "service",
         "internal http listener started",
         "The internal HTTP API takes requests; everything below it runs.",
     ),
