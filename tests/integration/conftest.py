@@ -60,7 +60,10 @@ async def served(serve):
 async def sending(serve, next_hop):
     """Run a service that hands mail to `next_hop`."""
     return await serve(
-        MAIL_SMTP_MODE="smtp", MAIL_SMTP_ADDR=next_hop.address, MAIL_SMTP_FROM_EMAIL="mail@mailkeep.example"
+        MAIL_SMTP_MODE="smtp",
+        MAIL_SMTP_ADDR=next_hop.address,
+        MAIL_SMTP_FROM_EMAIL="mail@mailkeep.example",
+        MAIL_RETRY_LADDER_AUTH="5m",
     )
 
 

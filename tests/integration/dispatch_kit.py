@@ -17,7 +17,7 @@ from mailkeep.smtp.next_hop import NextHop
 from mailkeep.smtp.pool import Pool
 from mailkeep.store.postgres import Store
 
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 """How long a test waits for what must happen soon."""
 
 

@@ -74,8 +74,8 @@ class OpenFence:
 
 
 def hop_to(port: int, **changes: Any) -> NextHop:
-    """A next hop on loopback, in clear, with timers of 5 s, unless `changes` say otherwise."""
-    limits = dict.fromkeys(Timers.__struct_fields__, 5.0) | changes.pop("timers", {})
+    """A next hop on loopback, in clear, with timers of 30 s, unless `changes` say otherwise."""
+    limits = dict.fromkeys(Timers.__struct_fields__, 30.0) | changes.pop("timers", {})
     address = HopAddress(changes.pop("host", "127.0.0.1"), port)
     options = {"addresses": (address,), "tls": TlsMode.NONE, "helo_name": "client.test", "max_connections": 4}
     return NextHop(name="hop", timers=Timers(**limits), **(options | changes))

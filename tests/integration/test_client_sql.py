@@ -202,7 +202,7 @@ async def test_an_order_and_its_mail_are_both_there_or_neither(sending, next_hop
         await asyncio.to_thread(order, "A-1")
     second = await asyncio.to_thread(order, "A-2")
     for answered in (first, second):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await sending.get(f"/api/v1/internal/deliveries/{answered}")).status_code == 404:
                 await asyncio.sleep(0.02)
         assert (await sending.settled(answered, "sent"))["source"] == "sql"

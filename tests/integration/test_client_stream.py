@@ -39,7 +39,7 @@ def client(request, redis_socket):
 
 async def settled(served, delivery_id):
     """Wait until a delivery is there and has ended."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await served.get(f"/api/v1/internal/deliveries/{delivery_id}")).status_code == 404:
             await asyncio.sleep(0.02)
     return await served.settled(delivery_id, "sent")

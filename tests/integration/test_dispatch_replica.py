@@ -32,7 +32,7 @@ from mailkeep.store.embedded import start_postgres
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
 
-PATIENCE_S = 20.0
+PATIENCE_S = 90.0
 """How long a test waits for what must happen soon."""
 
 

@@ -16,7 +16,7 @@ from mailkeep.intake.listener import MAX_HEAD_BYTES, InternalHttpListener, liste
 
 HOST = "127.0.0.1"
 REQUEST_TIMEOUT_S = 0.6
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 

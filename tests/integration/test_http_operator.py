@@ -262,7 +262,7 @@ async def test_a_flush_is_announced_to_every_replica(sending, dsn):
     announced = asyncio.Queue()
     await connection.add_listener("mail_due", lambda *_notification: announced.put_nowait(True))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             later = await scheduled(sending)
             await announced.get()  # that it was accepted
             await sending.post(FLUSH, {"delivery_id": later})

@@ -24,7 +24,7 @@ from mailkeep.sinkhole.script import UnknownModeError, parse_mode
 from mailkeep.store.embedded import start_redis
 
 ACCEPT, BOUNCE = parse_mode("accept"), parse_mode("bounce")
-WAIT_S = 10
+WAIT_S = 60
 
 
 @pytest.fixture

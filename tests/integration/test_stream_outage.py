@@ -85,7 +85,7 @@ async def test_a_stop_is_prompt_while_it_is_away(serve, valkey, postgres):
     await asyncio.to_thread(postgres.stop)
     add(valkey, *(fields(number) for number in range(10)))
     await until(lambda: pending(valkey), "a batch is read")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         await served.service.stop()
     assert pending(valkey) + unread(valkey) == 10
 
