@@ -17,6 +17,7 @@ import structlog
 from mailkeep.core.delivery import DeliveryStatus
 from mailkeep.core.outcome import Outcome
 from mailkeep.core.queue import Claim, FinishedAttempt
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.store.errors import StoreRefusedError, StoreUnavailableError
 from mailkeep.store.group_commit import GroupCommit
@@ -29,8 +30,9 @@ RETRY_LAST_S: Final = 2.0
 class Recorder:
     """Writes what became of claims: finished, marked before the dot, handed back."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, right_of_way: RightOfWay) -> None:
         self._store = store
+        self._right_of_way = right_of_way
         self._finishing = GroupCommit(self._write_finished)
         self._marking = GroupCommit(self._write_marks)
         self._returning = GroupCommit(self._write_returns)
@@ -57,6 +59,7 @@ class Recorder:
             await lane.drain()
 
     async def _write_finished(self, batch: list[FinishedAttempt]) -> Sequence[DeliveryStatus | None]:
+        await self._right_of_way.let_pass()
         reach(FaultPoint.FINISH_BEFORE_COMMIT)
         statuses = await self._persist(batch)
         reach(FaultPoint.FINISH_AFTER_COMMIT)
