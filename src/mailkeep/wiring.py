@@ -74,7 +74,7 @@ class Service:
         self._redis = redis_connector(settings)
         self._hops = hops = next_hops(settings)
         self.replica = Replica(store, heartbeat_s=settings.replica_heartbeat_s, ttl_s=settings.replica_ttl_s)
-        self._recorder = Recorder(store)
+        self._recorder = Recorder(store, suppression_ttl_s=settings.suppression_ttl_s)
         self._smtp = Pool(*hops.values())
         self._workers = AttemptWorkerPool(
             store=store,

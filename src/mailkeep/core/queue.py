@@ -49,6 +49,14 @@ class NewDelivery(msgspec.Struct):
         return len(self.message or self.command or b"")
 
 
+class Suppressed(msgspec.Struct, frozen=True):
+    """What the suppression list left of a delivery: where it stands now, with an `x` for each recipient left out."""
+
+    id: UUID
+    status: DeliveryStatus
+    recipient_states: str
+
+
 class KeyHolder(msgspec.Struct, frozen=True):
     """Who holds an idempotency key, and what its first caller was answered."""
 

@@ -17,6 +17,7 @@ import structlog
 from mailkeep.core.delivery import DeliveryStatus
 from mailkeep.core.outcome import Outcome
 from mailkeep.core.queue import Claim, FinishedAttempt
+from mailkeep.core.suppression import USUAL_TTL_S
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.store.errors import StoreRefusedError, StoreUnavailableError
 from mailkeep.store.group_commit import GroupCommit
@@ -27,10 +28,11 @@ RETRY_LAST_S: Final = 2.0
 
 
 class Recorder:
-    """Writes what became of claims: finished, marked before the dot, handed back."""
+    """Writes what became of claims: finished, marked before the dot, handed back; hard bounces suppress for their TTL."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, suppression_ttl_s: float = USUAL_TTL_S) -> None:
         self._store = store
+        self._suppression_ttl_s = suppression_ttl_s
         self._finishing = GroupCommit(self._write_finished)
         self._marking = GroupCommit(self._write_marks)
         self._returning = GroupCommit(self._write_returns)
@@ -73,7 +75,7 @@ class Recorder:
         wait_s = RETRY_FIRST_S
         while True:
             try:
-                return await self._store.finish(batch)
+                return await self._store.finish(batch, self._suppression_ttl_s)
             except StoreRefusedError:
                 return await self._persist_singly(batch)
             except StoreUnavailableError as fault:
@@ -87,7 +89,7 @@ class Recorder:
         # What PostgreSQL refuses of one attempt harms no other; its own outcome is recorded without its words.
         if len(batch) == 1:
             bare = msgspec.structs.replace(batch[0], outcome=_without_words(batch[0].outcome))
-            return await self._store.finish([bare])
+            return await self._store.finish([bare], self._suppression_ttl_s)
         statuses: dict[UUID, DeliveryStatus] = {}
         for finished in batch:
             statuses |= await self._persist([finished])

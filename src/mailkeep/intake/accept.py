@@ -27,7 +27,7 @@ from mailkeep.core.command import (
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, RecipientState
 from mailkeep.core.idempotency import address_hash, fingerprint
 from mailkeep.core.ids import new_id
-from mailkeep.core.queue import Claim, KeyHolder, NewDelivery
+from mailkeep.core.queue import Claim, KeyHolder, NewDelivery, Suppressed
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.faults import FaultPoint, reach
@@ -35,7 +35,7 @@ from mailkeep.intake.signing import Signer
 from mailkeep.smtp.routes import Routes
 from mailkeep.store.errors import StoreError, StoreRefusedError
 from mailkeep.store.group_commit import GroupCommit, OverloadedError
-from mailkeep.store.postgres import Store
+from mailkeep.store.postgres import Store, Stored
 from mailkeep.templates.catalog import Catalog
 from mailkeep.templates.message import MessageError, MessageParts, build_message
 from mailkeep.templates.render import Rendered
@@ -55,7 +55,7 @@ class Accepted(msgspec.Struct, frozen=True):
 
     @property
     def suppressed(self) -> bool:
-        """Whether it ended at birth (stub mode)."""
+        """Whether it ended at birth: stub mode, or nobody who is not on the suppression list."""
         return self.status is DeliveryStatus.SUPPRESSED
 
 
@@ -65,7 +65,7 @@ class Prepared(msgspec.Struct, frozen=True):
     new: NewDelivery
     has_own_id: bool
 
-    def accepted(self, answer: UUID | KeyHolder | StoreError) -> Accepted:
+    def accepted(self, answer: Stored) -> Accepted:
         """Return what the store's `answer` means to the caller. Raises `CommandError` and `StoreError`."""
         if isinstance(answer, StoreRefusedError) and self.has_own_id:
             raise CommandError(FailureCode.INVALID_FIELD, "delivery_id", "belongs to another delivery")
@@ -73,7 +73,7 @@ class Prepared(msgspec.Struct, frozen=True):
             raise answer
         if isinstance(answer, KeyHolder):
             return _replay(answer, self.new.fingerprint)
-        return Accepted(self.new.id, self.new.status)
+        return Accepted(self.new.id, answer.status if isinstance(answer, Suppressed) else self.new.status)
 
 
 class AcceptPolicy(msgspec.Struct, frozen=True):
@@ -151,7 +151,7 @@ class Accept:
         if self._signer is not None:
             await asyncio.gather(*(self._signer.sign(ready.new) for ready in prepared))
 
-    def store(self, prepared: "Prepared") -> "asyncio.Future[UUID | KeyHolder | StoreError]":
+    def store(self, prepared: "Prepared") -> asyncio.Future[Stored]:
         """Hand a delivery to the next commit; `Prepared.accepted` reads the answer. Raises `OverloadedError`."""
         new = prepared.new
         new.status = self._birth_status(new)
@@ -299,7 +299,7 @@ class Accept:
 
     # -- commit ------------------------------------------------------------------------------------------------
 
-    async def _commit(self, batch: list[NewDelivery]) -> Sequence[UUID | KeyHolder | StoreError]:
+    async def _commit(self, batch: list[NewDelivery]) -> Sequence[Stored]:
         # Runs in the group commit's own task: a caller that went away can't keep a stored claim from its worker.
         replica_id = self._replica.id
         reach(FaultPoint.ACCEPT_BEFORE_COMMIT)
@@ -312,10 +312,11 @@ class Accept:
             raise
         reach(FaultPoint.ACCEPT_AFTER_COMMIT)
         for new, answer in zip(batch, answers, strict=True):
-            if not isinstance(answer, UUID):
+            states = _states_left(new, answer)
+            if RecipientState.OPEN not in states:
                 self._withdraw(new)
             elif new.status is DeliveryStatus.SENDING:
-                self._pool.hand_over(_claim_at_birth(replica_id, new), reserved=True)
+                self._pool.hand_over(_claim_at_birth(replica_id, new, states), reserved=True)
             elif new.status is DeliveryStatus.RENDERED:
                 self._on_waiting()
         reach(FaultPoint.HANDED_OVER)
@@ -334,7 +335,18 @@ def _replay(holder: KeyHolder, mark: bytes) -> Accepted:
     return Accepted(holder.delivery_id, holder.first_status, replayed=True)
 
 
-def _claim_at_birth(replica_id: UUID, new: NewDelivery) -> Claim:
+def _states_left(new: NewDelivery, answer: Stored) -> str:
+    """Return the states of the recipients of a delivery, empty where it was not stored."""
+    match answer:
+        case Suppressed(recipient_states=states):
+            return states
+        case UUID():
+            return RecipientState.OPEN * len(new.recipients)
+        case _:
+            return ""
+
+
+def _claim_at_birth(replica_id: UUID, new: NewDelivery, states: str) -> Claim:
     return Claim(
         replica_id=replica_id,
         id=new.id,
@@ -345,7 +357,7 @@ def _claim_at_birth(replica_id: UUID, new: NewDelivery) -> Claim:
         next_hop=new.next_hop,
         attempts=0,
         rungs_used=0,
-        recipient_states=RecipientState.OPEN * len(new.recipients),
+        recipient_states=states,
         size_bytes=new.size_bytes,
         sensitive=new.sensitive,
         expires_at=new.expires_at,

@@ -22,13 +22,12 @@ from mailkeep.core.command import (
     parse_request,
 )
 from mailkeep.core.malformed import Intake, Malformed, malformed
-from mailkeep.core.queue import KeyHolder
 from mailkeep.intake.accept import Accept, Accepted, Prepared
 from mailkeep.intake.stream_entry import REQUIRED, REQUIRED_OF_STREAM, parse_entry
 from mailkeep.store.errors import StoreError, StoreUnavailableError
 from mailkeep.store.group_commit import OverloadedError
 from mailkeep.store.malformed import MalformedCommands
-from mailkeep.store.postgres import Store
+from mailkeep.store.postgres import Store, Stored
 
 SLICE: Final = 16
 """Commands prepared before the event loop gets a turn: a login code waits for a few milliseconds at most."""
@@ -55,9 +54,6 @@ class RawCommand(msgspec.Struct, frozen=True):
     def refused(self, fault: CommandError) -> Malformed:
         """Return the record of this command, which `fault` refused."""
         return malformed(self.intake, self.entry_id, self.fields, fault, self.delivery_id)
-
-
-Stored = UUID | KeyHolder | StoreError
 
 
 class _Undeliverable(msgspec.Struct, frozen=True):

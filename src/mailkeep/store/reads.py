@@ -64,7 +64,10 @@ class Burial(msgspec.Struct, frozen=True):
 
 
 class StoredDelivery(msgspec.Struct, frozen=True):
-    """A delivery as it stands in the table. `recipients` is empty once its payload is erased."""
+    """A delivery as it stands in the table. `recipients` is empty once its payload is erased.
+
+    `suppressed_because` is empty where the suppression list left out nobody, else it has a place for each recipient.
+    """
 
     id: UUID
     source: str
@@ -90,6 +93,7 @@ class StoredDelivery(msgspec.Struct, frozen=True):
     last_reason: str | None
     last_rule: str | None
     parent_id: UUID | None
+    suppressed_because: tuple[str | None, ...] = ()
     burial: Burial | None = None
 
 
@@ -257,6 +261,7 @@ def _delivery(row: asyncpg.Record) -> StoredDelivery:
     fields |= {
         "delivery_class": fields["class"],
         "recipients": tuple(fields["recipients"] or ()),
+        "suppressed_because": tuple(fields["suppressed_because"] or ()),
         "burial": Burial(cause, fields["burial_reason"], fields["buried_at"]) if cause else None,
     }
     return msgspec.convert(fields, StoredDelivery)
