@@ -295,7 +295,8 @@ def _facts(view: "DeliveryView") -> "Iterator[tuple[str, object]]":
     ):
         yield name, instant and _instant(instant)
     for recipient in view.recipients:
-        yield "recipient", f"{recipient.address or 'erased'}: {recipient.state}"
+        because = f" ({recipient.reason})" if recipient.reason else ""
+        yield "recipient", f"{recipient.address or 'erased'}: {recipient.state}{because}"
     yield "reason", view.reason and f"{view.reason} [{view.rule}]"
     yield "claimed by", view.claimed_by
     yield "parent", view.parent_id

@@ -1,4 +1,4 @@
-"""The operators' HTTP API (contract section 4.1): reads over the queue, and flush. Off the hot path, so Starlette routes.
+"""The operators' HTTP API (contract section 4.1): reads over the queue, flush, the suppression list. Off the hot path, so Starlette routes.
 
 Lists are cursor pages; a query parameter that is not known is a fault, since a filter that is silently ignored would show
 the wrong mail. An unknown delivery answers 404, which also serves as the smoke request of a health check. Faults are
@@ -30,6 +30,7 @@ from mailkeep.intake.problems import (
     make_problem,
     problem_of,
 )
+from mailkeep.operator.changes import MAX_ACTOR_CHARS, MAX_REASON_CHARS
 from mailkeep.operator.malformed import MalformedPage, OperatorMalformed
 from mailkeep.operator.queue import (
     MAX_PAGE,
@@ -40,8 +41,10 @@ from mailkeep.operator.queue import (
     OperatorQueue,
     ReplicaView,
 )
+from mailkeep.operator.suppressions import OperatorSuppressions, SuppressionPage
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
+from mailkeep.store.suppressions import Suppression
 
 ROOT: Final = DELIVERIES.removesuffix("/deliveries")
 DESCRIPTION: Final = "/openapi.json"
@@ -78,6 +81,22 @@ class MalformedParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     cursor: UUID | None = None
 
 
+class SuppressionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The query parameters of the suppression list."""
+
+    recipient: str | None = None
+    reason: str | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE)] = USUAL_PAGE
+    cursor: UUID | None = None
+
+
+class RemovalParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who removes a suppression, and why; recorded."""
+
+    actor: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ACTOR_CHARS)] = "http"
+    note: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REASON_CHARS)] = "removed over HTTP"
+
+
 class NoParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of what takes none."""
 
@@ -109,6 +128,7 @@ class ReplicaList(msgspec.Struct, frozen=True):
     replicas: tuple[ReplicaView, ...]
 
 
+_NO_DELIVERY: Final = "no delivery has this id"
 _NUMBERS: Final = frozenset({"limit"})
 _DIGITS: Final = re.compile(r"[0-9]{1,9}")
 _ENCODER: Final = msgspec.json.Encoder()
@@ -117,7 +137,7 @@ _FLUSH: Final = msgspec.json.Decoder(FlushRequest)
 
 def operator_api(store: Store, description: bytes) -> Starlette:
     """Return the application over `store`; `description` is the OpenAPI document that it serves."""
-    api = _OperatorApi(OperatorQueue(store), OperatorMalformed(store))
+    api = _OperatorApi(OperatorQueue(store), OperatorMalformed(store), OperatorSuppressions(store))
     delivery = f"{DELIVERIES}/{{delivery_id}}"
     app = Starlette(
         routes=[
@@ -128,6 +148,12 @@ def operator_api(store: Store, description: bytes) -> Starlette:
             Route(f"{ROOT}/dead-letters", _answering(api.list_dead_letters)),
             Route(f"{ROOT}/replicas", _answering(api.list_replicas)),
             Route(f"{ROOT}/malformed-commands", _answering(api.list_malformed)),
+            Route(f"{ROOT}/suppressions", _answering(api.list_suppressions)),
+            Route(
+                f"{ROOT}/suppressions/{{suppression_id}}",
+                _answering(api.remove_suppression),
+                methods=["DELETE"],
+            ),
             Route(DESCRIPTION, _answering(_describing(description))),
         ],
         exception_handlers={
@@ -145,9 +171,12 @@ def operator_api(store: Store, description: bytes) -> Starlette:
 class _OperatorApi:
     """One method for each call; each returns what is encoded as the answer."""
 
-    def __init__(self, queue: OperatorQueue, malformed: OperatorMalformed) -> None:
+    def __init__(
+        self, queue: OperatorQueue, malformed: OperatorMalformed, suppressions: OperatorSuppressions
+    ) -> None:
         self._queue = queue
         self._malformed = malformed
+        self._suppressions = suppressions
 
     async def list_deliveries(self, request: Request) -> DeliveryPage:
         return await self._page(_parameters(request, ListParameters))
@@ -176,15 +205,15 @@ class _OperatorApi:
 
     async def show_delivery(self, request: Request) -> DeliveryView:
         _parameters(request, NoParameters)
-        delivery_id = _delivery_id(request)
+        delivery_id = _id(request, "delivery_id")
         delivery = await self._queue.delivery(delivery_id) if delivery_id else None
-        return _found(delivery)
+        return _found(delivery, _NO_DELIVERY)
 
     async def list_attempts(self, request: Request) -> AttemptList:
         _parameters(request, NoParameters)
-        delivery_id = _delivery_id(request)
+        delivery_id = _id(request, "delivery_id")
         attempts = await self._queue.attempts(delivery_id) if delivery_id else None
-        return AttemptList(_found(attempts))
+        return AttemptList(_found(attempts, _NO_DELIVERY))
 
     async def list_replicas(self, request: Request) -> ReplicaList:
         _parameters(request, NoParameters)
@@ -198,6 +227,25 @@ class _OperatorApi:
             )
         except CommandError as fault:
             raise _bad_parameter(fault.field, fault.message) from None
+
+    async def list_suppressions(self, request: Request) -> SuppressionPage:
+        wanted = _parameters(request, SuppressionParameters)
+        try:
+            return await self._suppressions.page(
+                wanted.limit, wanted.cursor, recipient=wanted.recipient, reason=wanted.reason
+            )
+        except CommandError as fault:
+            raise _bad_parameter(fault.field, fault.message) from None
+
+    async def remove_suppression(self, request: Request) -> Suppression:
+        by = _parameters(request, RemovalParameters)
+        suppression_id = _id(request, "suppression_id")
+        removed = (
+            await self._suppressions.remove(suppression_id, actor=by.actor, note=by.note)
+            if suppression_id
+            else None
+        )
+        return _found(removed, "no suppression has this id")
 
     async def flush(self, request: Request) -> FlushAnswer:
         _parameters(request, NoParameters)
@@ -256,9 +304,9 @@ def _bad_parameter(name: str, why: str) -> ProblemError:
     return ProblemError(problem_of(CommandError(FailureCode.INVALID_FIELD, name, why), status=400))
 
 
-def _delivery_id(request: Request) -> UUID | None:
+def _id(request: Request, name: str) -> UUID | None:
     try:
-        return UUID(request.path_params["delivery_id"])
+        return UUID(request.path_params[name])
     except ValueError:
         return None
 
@@ -278,9 +326,9 @@ async def _body(request: Request, decoder: "msgspec.json.Decoder[P]") -> P:
 # -- answers -----------------------------------------------------------------------------------------------------
 
 
-def _found(read: P | None) -> P:
+def _found(read: P | None, why_not: str) -> P:
     if read is None:
-        raise ProblemError(make_problem(HttpCode.NOT_FOUND, "no delivery has this id"))
+        raise ProblemError(make_problem(HttpCode.NOT_FOUND, why_not))
     return read
 
 

@@ -53,10 +53,14 @@ E = TypeVar("E", DeliveryStatus, DeliveryClass, Source)
 
 
 class RecipientView(msgspec.Struct, frozen=True):
-    """One recipient; `address` is masked, and None once the payload is erased."""
+    """One recipient; `address` is masked, and None once the payload is erased.
+
+    `reason` is why the suppression list left it out; of all else that befell it the attempts tell.
+    """
 
     address: str | None
     state: str
+    reason: str | None
 
 
 class DeliveryView(msgspec.Struct, frozen=True, rename={"delivery_class": "class"}):
@@ -292,7 +296,8 @@ def _delivery_view(stored: StoredDelivery) -> DeliveryView:
 def _recipient_views(stored: StoredDelivery) -> Iterable[RecipientView]:
     for ordinal, letter in enumerate(stored.recipient_states):
         address = mask_address(stored.recipients[ordinal]) if stored.recipients else None
-        yield RecipientView(address, _STATE_WORDS[RecipientState(letter)])
+        reason = stored.suppressed_because[ordinal] if stored.suppressed_because else None
+        yield RecipientView(address, _STATE_WORDS[RecipientState(letter)], reason)
 
 
 def _attempt_view(stored: StoredAttempt) -> AttemptView:
