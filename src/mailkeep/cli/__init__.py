@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mailkeep.cli import dkim, malformed, queue, routes, sinkhole, templates
+from mailkeep.cli import dkim, malformed, queue, routes, sinkhole, suppressions, templates
 from mailkeep.cli.classify import classify
 from mailkeep.cli.config import config
 from mailkeep.cli.dev import dev
@@ -43,6 +43,9 @@ app.command(short_help="Send one mail and follow it.")(send)
 app.add_typer(queue.app, name="queue", short_help="Show and flush what waits, on every replica.")
 app.add_typer(
     malformed.app, name="malformed", short_help="Look at commands that could not be taken, and replay them."
+)
+app.add_typer(
+    suppressions.app, name="suppressions", short_help="Look at addresses that get no mail, and change which."
 )
 app.add_typer(dkim.app, name="dkim", short_help="Make keys that sign mail, and list them.")
 app.add_typer(routes.app, name="routes", short_help="Show where mail goes, and test whether it can.")
