@@ -21,7 +21,6 @@ from mailkeep.core.delivery import (
     AttemptStatus,
     Certainty,
     DeliveryClass,
-    DeliveryStatus,
     Guarantee,
     RecipientState,
 )
@@ -309,7 +308,7 @@ class AttemptWorkerPool:
         )
         status = await self._recorder.finish(FinishedAttempt(claim, outcome, decision))
         self._forget(claim)
-        if status is not None and status is not DeliveryStatus.SENT:
+        if status is not None and outcome.severity is not Severity.SUCCESS:
             self._log.info(
                 "attempt did not deliver",
                 delivery_id=str(claim.id),

@@ -61,7 +61,7 @@ def read_suppressions(
 
 
 def lines_of(file: TextIO) -> Iterator[str]:
-    """Yield the lines of `file`; one that is too long comes in pieces, so that it can be refused before it fills the memory."""
+    """Yield the lines of `file`; one that is too long comes in pieces, which are no good lines and fill no memory."""
     while line := file.readline(MAX_LINE_CHARS + 1):
         yield line
 
@@ -93,7 +93,7 @@ def _json_records(lines: Iterable[str]) -> Iterator[tuple[int, _Record]]:
 
 def _json_record(line: str) -> _Record:
     if len(line) > MAX_LINE_CHARS:
-        return _TOO_LONG
+        return ValueError(f"is longer than {MAX_LINE_CHARS} characters")
     try:
         record: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.MsgspecError:
@@ -121,14 +121,9 @@ def _csv_records(lines: Iterable[str]) -> Iterator[tuple[int, _Record]]:
 
 
 def _csv_record(titles: list[str], cells: list[str]) -> _Record:
-    if sum(map(len, cells)) > MAX_LINE_CHARS:
-        return _TOO_LONG
     if len(cells) > len(titles):
         return ValueError("has more cells than there are titles")
     return dict(zip(titles, cells, strict=False))  # cells at the end may be left out
-
-
-_TOO_LONG: Final = ValueError(f"is longer than {MAX_LINE_CHARS} characters")
 
 
 def _suppression(record: _Record, reason: SuppressionReason, evidence: str) -> NewSuppression:
