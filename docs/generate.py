@@ -47,7 +47,7 @@ _DELIVERY: Final = {
     DeliveryStatus.SENDING: "One replica has claimed it: an attempt is under way or about to begin.",
     DeliveryStatus.HELD: "It waits for a person: under `at_most_once` the outcome of an attempt is unknown.",
     DeliveryStatus.SENT: "A next hop accepted it for every recipient.",
-    DeliveryStatus.SUPPRESSED: "Not sent: stub mode, or the provider has an address on a list of its own.",
+    DeliveryStatus.SUPPRESSED: "Not sent to at least one recipient: on the suppression list, on a list of the provider's own, or stub mode.",
     DeliveryStatus.FAILED: "Refused for good for at least one recipient; the record says which got it.",
     DeliveryStatus.DEAD_LETTER: "The ladder is exhausted, or it was taken over three times in a row without a recorded attempt (`poison`).",
     DeliveryStatus.EXPIRED: "Its time ran out, or the next wait would have ended after it.",
@@ -71,7 +71,7 @@ _RECIPIENT: Final = {
     RecipientState.OPEN: "Still to be sent to; a retry addresses these only.",
     RecipientState.SENT: "Accepted.",
     RecipientState.FAILED: "Refused for good.",
-    RecipientState.SUPPRESSED: "Stub mode, or the provider has the address on a list of its own.",
+    RecipientState.SUPPRESSED: "On the suppression list, on a list of the provider's own, or stub mode.",
 }
 
 
@@ -236,6 +236,10 @@ Rules that no reply decides:
                 ("`shutdown`", "the replica stopped after the final dot and before its reply"),
                 ("`internal_fault`", "a fault of Mailkeep; the traceback is in the log"),
                 ("`no_content`", "the content is no longer stored"),
+                (
+                    "`suppression_list`",
+                    "a recipient is on the [suppression list](../how-to/suppressions.md); not tried",
+                ),
             ],
         )
     }
