@@ -48,7 +48,7 @@ async def test_a_next_hop_that_is_out_is_told_with_the_queue(serve, dsn, unused_
     )
     for _ in range(3):
         await accept(served)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while "is out for 1 of 1 replicas" not in (await run({"MAIL_POSTGRES_DSN": dsn}, "queue")).output:
             await asyncio.sleep(0.2)
     *_, told = (await run({"MAIL_POSTGRES_DSN": dsn}, "queue")).lines

@@ -195,12 +195,24 @@ def _change(
 ) -> None:
     import getpass
 
+    import msgspec
+
     from mailkeep.cli._store import ask_store
     from mailkeep.cli.output import fail, print_json
-    from mailkeep.operator.changes import Changed, NoSuchDeliveryError, OperatorVerbs, WrongStatusError
+    from mailkeep.operator.changes import (
+        Changed,
+        KeyTakenError,
+        NoSuchDeliveryError,
+        OperatorVerbs,
+        Why,
+        WrongStatusError,
+    )
     from mailkeep.store.changes import Verb
 
-    by = {"actor": actor or getpass.getuser(), "reason": reason}
+    try:
+        why = msgspec.convert({"actor": actor or getpass.getuser(), "reason": reason}, Why)
+    except msgspec.ValidationError as fault:
+        raise typer.BadParameter(str(fault)) from None
 
     async def run(store: "Store") -> tuple[list[Changed], list[str]]:
         verbs = OperatorVerbs(store)
@@ -209,10 +221,12 @@ def _change(
         for delivery_id in delivery_ids:
             try:
                 if verb == "resend":
-                    done.append(await verbs.resend(delivery_id, key=key, **by))
+                    done.append((await verbs.resend(delivery_id, why, key=key))[0])
                 else:
-                    done.append(await verbs.change(Verb(verb), delivery_id, **by))
-            except (NoSuchDeliveryError, WrongStatusError) as fault:
+                    done.append(await verbs.change(Verb(verb), delivery_id, why))
+            except WrongStatusError as fault:
+                refused.append(f"{delivery_id} {fault}")
+            except (NoSuchDeliveryError, KeyTakenError) as fault:
                 refused.append(str(fault))
         return done, refused
 

@@ -38,6 +38,7 @@ from mailkeep.intake.commands import MAX_AGE_S
 from mailkeep.intake.http import MAX_COMMANDS, BatchRequest, DeliveryAnswer, LoginCodeAnswer
 from mailkeep.intake.problems import URN, HttpCode, Problem
 from mailkeep.operator.api import FlushRequest, ListParameters, MalformedParameters
+from mailkeep.operator.changes import Changed, Why
 from mailkeep.operator.malformed import MalformedView
 from mailkeep.operator.queue import WAITING_WORD, AttemptView, DeliveryView, RecipientView, ReplicaView
 
@@ -200,6 +201,8 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
     },
     LoginCodeAnswer: {"outcome": one_of(("sent", "suppressed"))},
     DeliveryAnswer: {"status": one_of(DeliveryStatus)},
+    Changed: {"status": one_of(DeliveryStatus)},
+    Why: {"reason": _ONE_LINE, "actor": saying("Who does it; a name that your people know.", **_ONE_LINE)},
     DeliveryView: {
         "class": one_of(DeliveryClass),
         "source": one_of(Source),

@@ -1,4 +1,4 @@
-"""The operators' HTTP API (contract section 4.1): reads over the queue, and flush. Off the hot path, so Starlette routes.
+"""The operators' HTTP API (contract section 4.1): reads over the queue, and changes by hand. Off the hot path, so Starlette.
 
 Lists are cursor pages; a query parameter that is not known is a fault, since a filter that is silently ignored would show
 the wrong mail. An unknown delivery answers 404, which also serves as the smoke request of a health check. Faults are
@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from mailkeep.core.command import CommandError, FailureCode
 from mailkeep.intake.body import check_content_type, check_json, decode_json, field_error
-from mailkeep.intake.http import DELIVERIES
+from mailkeep.intake.http import DELIVERIES, KEY_HEADER, header_key
 from mailkeep.intake.problems import (
     MEDIA_TYPE,
     Headers,
@@ -29,6 +29,14 @@ from mailkeep.intake.problems import (
     ProblemError,
     make_problem,
     problem_of,
+)
+from mailkeep.operator.changes import (
+    Changed,
+    KeyTakenError,
+    NoSuchDeliveryError,
+    OperatorVerbs,
+    Why,
+    WrongStatusError,
 )
 from mailkeep.operator.malformed import MalformedPage, OperatorMalformed
 from mailkeep.operator.queue import (
@@ -40,6 +48,7 @@ from mailkeep.operator.queue import (
     OperatorQueue,
     ReplicaView,
 )
+from mailkeep.store.changes import Verb
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
 
@@ -48,6 +57,7 @@ DESCRIPTION: Final = "/openapi.json"
 MAX_BODY_BYTES: Final = 4096
 """Of an operator's request: a filter, no mail."""
 USUAL_PAGE: Final = 50
+NO_SUCH_DELIVERY: Final = "no delivery has this id"
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -113,17 +123,21 @@ _NUMBERS: Final = frozenset({"limit"})
 _DIGITS: Final = re.compile(r"[0-9]{1,9}")
 _ENCODER: Final = msgspec.json.Encoder()
 _FLUSH: Final = msgspec.json.Decoder(FlushRequest)
+_WHY: Final = msgspec.json.Decoder(Why)
+_REPLAYED: Final = {"idempotent-replayed": "true"}
 
 
 def operator_api(store: Store, description: bytes) -> Starlette:
     """Return the application over `store`; `description` is the OpenAPI document that it serves."""
-    api = _OperatorApi(OperatorQueue(store), OperatorMalformed(store))
+    api = _OperatorApi(OperatorQueue(store), OperatorMalformed(store), OperatorVerbs(store))
     delivery = f"{DELIVERIES}/{{delivery_id}}"
     app = Starlette(
         routes=[
             Route(DELIVERIES, _answering(api.list_deliveries)),
             Route(delivery, _answering(api.show_delivery)),
             Route(f"{delivery}/attempts", _answering(api.list_attempts)),
+            *(Route(f"{delivery}/{verb}", _answering(api.changing(verb)), methods=["POST"]) for verb in Verb),
+            Route(f"{delivery}/resend", api.resend, methods=["POST"]),
             Route(f"{ROOT}/queue/flush", _answering(api.flush), methods=["POST"]),
             Route(f"{ROOT}/dead-letters", _answering(api.list_dead_letters)),
             Route(f"{ROOT}/replicas", _answering(api.list_replicas)),
@@ -131,6 +145,9 @@ def operator_api(store: Store, description: bytes) -> Starlette:
             Route(DESCRIPTION, _answering(_describing(description))),
         ],
         exception_handlers={
+            NoSuchDeliveryError: _refuse_change,
+            WrongStatusError: _refuse_change,
+            KeyTakenError: _refuse_change,
             CommandError: _refuse,
             ProblemError: _refuse,
             StoreUnavailableError: _refuse,
@@ -145,9 +162,10 @@ def operator_api(store: Store, description: bytes) -> Starlette:
 class _OperatorApi:
     """One method for each call; each returns what is encoded as the answer."""
 
-    def __init__(self, queue: OperatorQueue, malformed: OperatorMalformed) -> None:
+    def __init__(self, queue: OperatorQueue, malformed: OperatorMalformed, verbs: OperatorVerbs) -> None:
         self._queue = queue
         self._malformed = malformed
+        self._verbs = verbs
 
     async def list_deliveries(self, request: Request) -> DeliveryPage:
         return await self._page(_parameters(request, ListParameters))
@@ -185,6 +203,23 @@ class _OperatorApi:
         delivery_id = _delivery_id(request)
         attempts = await self._queue.attempts(delivery_id) if delivery_id else None
         return AttemptList(_found(attempts))
+
+    def changing(self, verb: Verb) -> Callable[[Request], Awaitable[Changed]]:
+        """Return the call that does `verb`."""
+
+        async def change(request: Request) -> Changed:
+            why = await _why(request)
+            return await self._verbs.change(verb, _known_delivery_id(request), why)
+
+        return change
+
+    async def resend(self, request: Request) -> Response:
+        why, key = await _why(request), header_key(request.headers.raw)
+        made, replayed = await self._verbs.resend(_known_delivery_id(request), why, key=key)
+        headers = _REPLAYED if replayed else {}
+        return Response(
+            _ENCODER.encode(made), status_code=202, headers=headers, media_type="application/json"
+        )
 
     async def list_replicas(self, request: Request) -> ReplicaList:
         _parameters(request, NoParameters)
@@ -263,6 +298,15 @@ def _delivery_id(request: Request) -> UUID | None:
         return None
 
 
+def _known_delivery_id(request: Request) -> UUID:
+    return _found(_delivery_id(request))
+
+
+async def _why(request: Request) -> Why:
+    _parameters(request, NoParameters)
+    return await _body(request, _WHY)
+
+
 async def _body(request: Request, decoder: "msgspec.json.Decoder[P]") -> P:
     check_content_type(dict(request.headers.raw))
     body = bytearray()
@@ -280,12 +324,23 @@ async def _body(request: Request, decoder: "msgspec.json.Decoder[P]") -> P:
 
 def _found(read: P | None) -> P:
     if read is None:
-        raise ProblemError(make_problem(HttpCode.NOT_FOUND, "no delivery has this id"))
+        raise ProblemError(make_problem(HttpCode.NOT_FOUND, NO_SUCH_DELIVERY))
     return read
 
 
 async def _refuse(_request: Request, fault: Exception) -> Response:
     return _problem_response(problem_of(fault))
+
+
+async def _refuse_change(_request: Request, fault: Exception) -> Response:
+    match fault:
+        case NoSuchDeliveryError():
+            problem = make_problem(HttpCode.NOT_FOUND, NO_SUCH_DELIVERY)
+        case KeyTakenError():
+            problem = make_problem(FailureCode.IDEMPOTENCY_CONFLICT, str(fault), field=KEY_HEADER)
+        case _:
+            problem = make_problem(HttpCode.WRONG_STATUS, f"the delivery {fault}")
+    return _problem_response(problem)
 
 
 async def _refuse_route(_request: Request, fault: Exception) -> Response:
