@@ -37,6 +37,7 @@ from mailkeep.operator.api import (
     ReplicaList,
 )
 from mailkeep.operator.changes import Changed, Why
+from mailkeep.operator.explain import Explanation
 from mailkeep.operator.malformed import MalformedPage
 from mailkeep.operator.queue import DeliveryPage, DeliveryView
 from mailkeep.store.changes import Verb
@@ -286,6 +287,16 @@ CALLS: Final = {
         gives=_is(AttemptList),
         refused=(*_READING, "NotFound"),
     ),
+    "explainDelivery": Call(
+        method="get",
+        path=f"{DELIVERIES}/{{delivery_id}}/explain",
+        tag="queue",
+        summary="Explain where it stands",
+        description="Why it is not sent yet, or how it ended; what happens next, and when.",
+        parameters=(_DELIVERY_ID,),
+        gives=_is(Explanation),
+        refused=(*_READING, "NotFound"),
+    ),
     **{
         f"{verb}Delivery": Call(
             method="post",
@@ -367,6 +378,7 @@ _SHAPES: Final = (
     BatchAnswer,
     DeliveryPage,
     AttemptList,
+    Explanation,
     MalformedPage,
     ReplicaList,
     Why,

@@ -39,8 +39,11 @@ from mailkeep.intake.http import MAX_COMMANDS, BatchRequest, DeliveryAnswer, Log
 from mailkeep.intake.problems import URN, HttpCode, Problem
 from mailkeep.operator.api import FlushRequest, ListParameters, MalformedParameters
 from mailkeep.operator.changes import Changed, Why
+from mailkeep.operator.explain import Explanation, RouteFacts, RuleFacts
 from mailkeep.operator.malformed import MalformedView
 from mailkeep.operator.queue import WAITING_WORD, AttemptView, DeliveryView, RecipientView, ReplicaView
+from mailkeep.store.changes import Verb
+from mailkeep.store.reads import StoredChange
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -201,6 +204,15 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
     },
     LoginCodeAnswer: {"outcome": one_of(("sent", "suppressed"))},
     DeliveryAnswer: {"status": one_of(DeliveryStatus)},
+    Explanation: {"class": one_of(DeliveryClass)},
+    RuleFacts: {
+        "severity": one_of(Severity),
+        "scope": one_of(Scope),
+        "phase": one_of(Phase),
+        "certainty": one_of(Certainty),
+    },
+    RouteFacts: {"since": {"format": "date-time"}},
+    StoredChange: {"verb": one_of((*Verb, "resend")), "status": one_of(DeliveryStatus)},
     Changed: {"status": one_of(DeliveryStatus)},
     Why: {"reason": _ONE_LINE, "actor": saying("Who does it; a name that your people know.", **_ONE_LINE)},
     DeliveryView: {

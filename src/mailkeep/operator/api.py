@@ -6,7 +6,7 @@ problem documents. The bearer tokens are checked before anything comes here, see
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID
@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mailkeep.core.command import CommandError, FailureCode
+from mailkeep.core.delivery import DeliveryClass
 from mailkeep.intake.body import check_content_type, check_json, decode_json, field_error
 from mailkeep.intake.http import DELIVERIES, KEY_HEADER, header_key
 from mailkeep.intake.problems import (
@@ -38,6 +39,7 @@ from mailkeep.operator.changes import (
     Why,
     WrongStatusError,
 )
+from mailkeep.operator.explain import Explanation, OperatorExplain
 from mailkeep.operator.malformed import MalformedPage, OperatorMalformed
 from mailkeep.operator.queue import (
     MAX_PAGE,
@@ -127,15 +129,20 @@ _WHY: Final = msgspec.json.Decoder(Why)
 _REPLAYED: Final = {"idempotent-replayed": "true"}
 
 
-def operator_api(store: Store, description: bytes) -> Starlette:
+def operator_api(
+    store: Store, description: bytes, ladders: Mapping[DeliveryClass, tuple[float, ...]]
+) -> Starlette:
     """Return the application over `store`; `description` is the OpenAPI document that it serves."""
-    api = _OperatorApi(OperatorQueue(store), OperatorMalformed(store), OperatorVerbs(store))
+    api = _OperatorApi(
+        OperatorQueue(store), OperatorMalformed(store), OperatorVerbs(store), OperatorExplain(store, ladders)
+    )
     delivery = f"{DELIVERIES}/{{delivery_id}}"
     app = Starlette(
         routes=[
             Route(DELIVERIES, _answering(api.list_deliveries)),
             Route(delivery, _answering(api.show_delivery)),
             Route(f"{delivery}/attempts", _answering(api.list_attempts)),
+            Route(f"{delivery}/explain", _answering(api.explain)),
             *(Route(f"{delivery}/{verb}", _answering(api.changing(verb)), methods=["POST"]) for verb in Verb),
             Route(f"{delivery}/resend", api.resend, methods=["POST"]),
             Route(f"{ROOT}/queue/flush", _answering(api.flush), methods=["POST"]),
@@ -162,10 +169,17 @@ def operator_api(store: Store, description: bytes) -> Starlette:
 class _OperatorApi:
     """One method for each call; each returns what is encoded as the answer."""
 
-    def __init__(self, queue: OperatorQueue, malformed: OperatorMalformed, verbs: OperatorVerbs) -> None:
+    def __init__(
+        self,
+        queue: OperatorQueue,
+        malformed: OperatorMalformed,
+        verbs: OperatorVerbs,
+        explain: OperatorExplain,
+    ) -> None:
         self._queue = queue
         self._malformed = malformed
         self._verbs = verbs
+        self._explain = explain
 
     async def list_deliveries(self, request: Request) -> DeliveryPage:
         return await self._page(_parameters(request, ListParameters))
@@ -203,6 +217,11 @@ class _OperatorApi:
         delivery_id = _delivery_id(request)
         attempts = await self._queue.attempts(delivery_id) if delivery_id else None
         return AttemptList(_found(attempts))
+
+    async def explain(self, request: Request) -> Explanation:
+        _parameters(request, NoParameters)
+        delivery_id = _delivery_id(request)
+        return _found(await self._explain.explain(delivery_id) if delivery_id else None)
 
     def changing(self, verb: Verb) -> Callable[[Request], Awaitable[Changed]]:
         """Return the call that does `verb`."""

@@ -221,7 +221,7 @@ class OperatorQueue:
 
     async def replicas(self) -> tuple[ReplicaView, ...]:
         """Return the replicas that are known, the newest first."""
-        return tuple(map(_replica_view, await self._reads.replicas()))
+        return tuple(map(replica_view, await self._reads.replicas()))
 
     async def flush(
         self, *, delivery_id: UUID | None = None, domain: str | None = None, next_hop: str | None = None
@@ -313,7 +313,8 @@ def _attempt_under_way(stored: StoredDelivery) -> AttemptView:
     )
 
 
-def _replica_view(stored: StoredReplica) -> ReplicaView:
+def replica_view(stored: StoredReplica) -> ReplicaView:
+    """Return a replica as operators see it."""
     state = "lost" if stored.lost_at else "stopped" if stored.stopped_at else "live"
     return ReplicaView(
         replica_id=stored.id,
