@@ -261,14 +261,16 @@ def describe_attempt(attempt: "AttemptView") -> "Iterator[str]":
 
 def _outages(replicas: "Iterable[ReplicaView]") -> "Iterator[str]":
     """Yield a line for each next hop that is out for a live replica."""
-    live = [replica for replica in replicas if replica.state == "live"]
-    for hop in sorted({hop for replica in live for hop in replica.hops_out}):
-        out = [replica.hops_out[hop] for replica in live if hop in replica.hops_out]
-        first = min(out, key=lambda one: one.since)
-        yield (
-            f"-- next hop {hop} is out for {len(out)} of {len(live)} replicas since {_instant(first.since)}, "
-            f"its mail is parked: {first.cause}"
-        )
+    from mailkeep.operator.queue import route_facts
+
+    known = list(replicas)
+    for hop in sorted({hop for replica in known for hop in replica.hops_out}):
+        route = route_facts(hop, known)
+        if route.since is not None:
+            yield (
+                f"-- next hop {hop} is out for {route.out_for} of {route.live_replicas} replicas since "
+                f"{_instant(route.since)}, its mail is parked: {route.cause}"
+            )
 
 
 def _filtered(context: typer.Context) -> bool:

@@ -39,9 +39,16 @@ from mailkeep.intake.http import MAX_COMMANDS, BatchRequest, DeliveryAnswer, Log
 from mailkeep.intake.problems import URN, HttpCode, Problem
 from mailkeep.operator.api import FlushRequest, ListParameters, MalformedParameters
 from mailkeep.operator.changes import Changed, Why
-from mailkeep.operator.explain import Explanation, RouteFacts, RuleFacts
+from mailkeep.operator.explain import Explanation, RuleFacts
 from mailkeep.operator.malformed import MalformedView
-from mailkeep.operator.queue import WAITING_WORD, AttemptView, DeliveryView, RecipientView, ReplicaView
+from mailkeep.operator.queue import (
+    WAITING_WORD,
+    AttemptView,
+    DeliveryView,
+    RecipientView,
+    ReplicaView,
+    RouteFacts,
+)
 from mailkeep.store.changes import Verb
 from mailkeep.store.reads import StoredChange
 

@@ -12,22 +12,12 @@ import msgspec
 
 from mailkeep.core.delivery import TERMINAL, WAITING, DeliveryClass, DeliveryStatus
 from mailkeep.core.outcome import RecipientOutcome
-from mailkeep.dispatch.breaker import LAST_PROBE_S
-from mailkeep.operator.queue import ReplicaView, replica_view
+from mailkeep.dispatch.breaker import HINTED_PROBE_S
+from mailkeep.operator.queue import ReplicaView, RouteFacts, replica_view, route_facts
 from mailkeep.store.postgres import Store
 from mailkeep.store.reads import QueueReads, StoredAttempt, StoredChange, StoredDelivery
 
 NEVER: Final = "nothing; it has ended"
-
-
-class RouteFacts(msgspec.Struct, frozen=True):
-    """The next hop, and for how many of the live replicas it is out; `since` and `cause` are of the first that noticed."""
-
-    next_hop: str
-    live_replicas: int
-    out_for: int = 0
-    since: datetime | None = None
-    cause: str | None = None
 
 
 class RuleFacts(msgspec.Struct, frozen=True):
@@ -96,7 +86,7 @@ class OperatorExplain:
         attempts = await self._reads.attempts(delivery_id)
         changes = await self._reads.changes(delivery_id)
         replicas = [replica_view(replica) for replica in await self._reads.replicas()]
-        route = _route(delivery, replicas)
+        route = route_facts(delivery.next_hop, replicas)
         last = attempts[-1] if attempts else None
         why, following, at = _judge(delivery, last, changes, route, replicas)
         return Explanation(
@@ -117,15 +107,6 @@ class OperatorExplain:
             else TemplateFacts(delivery.template_id, delivery.catalog_version, delivery.locale),
             changes=changes,
         )
-
-
-def _route(delivery: StoredDelivery, replicas: Sequence[ReplicaView]) -> RouteFacts:
-    live = [replica for replica in replicas if replica.state == "live"]
-    out = [replica.hops_out[delivery.next_hop] for replica in live if delivery.next_hop in replica.hops_out]
-    if not out:
-        return RouteFacts(delivery.next_hop, len(live))
-    first = min(out, key=lambda one: one.since)
-    return RouteFacts(delivery.next_hop, len(live), len(out), first.since, first.cause)
 
 
 def _rule(attempt: StoredAttempt) -> RuleFacts:
@@ -171,7 +152,7 @@ def _waiting(
     if route.out_for == route.live_replicas:
         return _Verdict(
             f"its next hop {route.next_hop} is out: {route.cause}; its mail is parked and uses no wait of the ladder",
-            f"one delivery probes the next hop at least every {LAST_PROBE_S:g} s; when that succeeds, all go on",
+            f"one delivery at a time probes the next hop, at most {HINTED_PROBE_S:g} s apart; when that succeeds, all go on",
         )
     now = max(replica.last_seen_at + timedelta(seconds=replica.silent_s) for replica in replicas)
     if delivery.due_at > now:

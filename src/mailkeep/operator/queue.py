@@ -135,6 +135,16 @@ class ReplicaView(msgspec.Struct, frozen=True):
     hops_out: dict[str, HopOut]
 
 
+class RouteFacts(msgspec.Struct, frozen=True):
+    """The next hop, and for how many of the live replicas it is out; `since` and `cause` are of the first that noticed."""
+
+    next_hop: str
+    live_replicas: int
+    out_for: int = 0
+    since: datetime | None = None
+    cause: str | None = None
+
+
 class DeliveryPage(msgspec.Struct, frozen=True):
     """Deliveries, newest first. A page may be short, even empty: the end is where `cursor` is None."""
 
@@ -328,6 +338,16 @@ def replica_view(stored: StoredReplica) -> ReplicaView:
         silent_s=stored.silent_s,
         hops_out=stored.hops_out,
     )
+
+
+def route_facts(next_hop: str, replicas: Iterable[ReplicaView]) -> RouteFacts:
+    """Return how `next_hop` fares for those of `replicas` that are live."""
+    live = [replica for replica in replicas if replica.state == "live"]
+    out = [replica.hops_out[next_hop] for replica in live if next_hop in replica.hops_out]
+    if not out:
+        return RouteFacts(next_hop, len(live))
+    first = min(out, key=lambda one: one.since)
+    return RouteFacts(next_hop, len(live), len(out), first.since, first.cause)
 
 
 def _statuses(words: Iterable[str]) -> frozenset[DeliveryStatus]:
