@@ -166,7 +166,7 @@ class Service:
         settings = self._settings
         app = InternalHttpApp(
             accept=self._accept,
-            operator=operator_api(self._store, openapi_json()),
+            operator=operator_api(self._store, openapi_json(), settings.ladders),
             tokens=tuple(token.reveal() for token in settings.internal_http_tokens),
         )
         address = settings.internal_http_addr

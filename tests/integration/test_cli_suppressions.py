@@ -126,4 +126,4 @@ async def test_the_queue_shows_who_was_left_out(serve, environ, next_hop):
     delivery_id = (await run(environ, "send", *message)).output.strip()
     shown = await run(environ, "queue", "show", delivery_id)
     assert "recipient     a***@e***: suppressed (manual: left the company)" in shown.lines
-    assert "reason        suppressed, manual: left the company [suppression_list]" in shown.lines
+    assert "reason        on the suppression list, manual: left the company [suppression_list]" in shown.lines

@@ -82,7 +82,10 @@ async def test_a_delivery_to_nobody_but_suppressed_ends_at_birth(store, asked, s
     kept = await row(store, new.id)
     assert (kept["status"], kept["recipient_states"], kept["attempts"]) == ("suppressed", "x", 0)
     assert (kept["claimed_by"], kept["claim_token"], kept["finished_at"] is None) == (None, 0, False)
-    assert (kept["last_reason"], kept["last_rule"]) == (f"suppressed, {BECAUSE}", "suppression_list")
+    assert (kept["last_reason"], kept["last_rule"]) == (
+        f"on the suppression list, {BECAUSE}",
+        "suppression_list",
+    )
     assert kept["suppressed_because"] == [BECAUSE]
     assert (await payload(store, new.id) is None) == sensitive
     assert await store.claim_due(await replica(store), ANY, 10) == []
@@ -181,7 +184,10 @@ async def test_what_was_suppressed_since_is_not_sent(store, sensitive):
     assert await store.suppress([claim]) == [Suppressed(claim.id, DeliveryStatus.SUPPRESSED, "x")]
     kept = await row(store, claim.id)
     assert (kept["status"], kept["claimed_by"], kept["attempts"]) == ("suppressed", None, 0)
-    assert (kept["last_reason"], kept["suppressed_because"]) == (f"suppressed, {BECAUSE}", [BECAUSE])
+    assert (kept["last_reason"], kept["suppressed_because"]) == (
+        f"on the suppression list, {BECAUSE}",
+        [BECAUSE],
+    )
     assert (await payload(store, claim.id) is None) == sensitive
     assert await store.finish([finished(claim)]) == {}
     await check_accounts(store, [claim.id])
@@ -199,7 +205,7 @@ async def test_the_others_are_still_sent_to(store):
     claim.recipient_states = left.recipient_states
     assert await store.finish([finished(claim)]) == {claim.id: DeliveryStatus.SUPPRESSED}
     kept = await row(store, claim.id)
-    assert (kept["recipient_states"], kept["last_reason"]) == ("xsx", f"suppressed, {BECAUSE}")
+    assert (kept["recipient_states"], kept["last_reason"]) == ("xsx", f"on the suppression list, {BECAUSE}")
 
 
 async def test_a_refused_recipient_is_not_hidden(store):

@@ -64,7 +64,7 @@ async def test_an_address_that_does_not_exist_gets_no_more_mail(sending, next_ho
         0,
         "suppression_list",
     )
-    assert delivery["reason"] == f"suppressed, hard_bounce: {EVIDENCE}"
+    assert delivery["reason"] == f"on the suppression list, hard_bounce: {EVIDENCE}"
     assert delivery["recipients"] == [
         {"address": "A***@e***", "state": "suppressed", "reason": f"hard_bounce: {EVIDENCE}"}
     ]

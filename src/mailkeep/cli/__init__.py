@@ -13,6 +13,7 @@ from mailkeep.cli import dkim, malformed, queue, routes, sinkhole, suppressions,
 from mailkeep.cli.classify import classify
 from mailkeep.cli.config import config
 from mailkeep.cli.dev import dev
+from mailkeep.cli.explain import explain
 from mailkeep.cli.healthcheck import healthcheck
 from mailkeep.cli.migrate import migrate
 from mailkeep.cli.send import send
@@ -38,6 +39,7 @@ app.command(short_help="Try it: everything embedded, in one command.")(dev)
 app.command(short_help="Bring the database schema up to date.")(migrate)
 app.command(short_help="Show what is configured, and from where.")(config)
 app.command(short_help="Explain a reply of a mail server.")(classify)
+app.command(short_help="Explain where a delivery stands.")(explain)
 app.command(short_help="Probe a running service; for containers.")(healthcheck)
 app.command(short_help="Send one mail and follow it.")(send)
 app.add_typer(queue.app, name="queue", short_help="Show and flush what waits, on every replica.")

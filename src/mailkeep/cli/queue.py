@@ -195,12 +195,24 @@ def _change(
 ) -> None:
     import getpass
 
+    import msgspec
+
     from mailkeep.cli._store import ask_store
     from mailkeep.cli.output import fail, print_json
-    from mailkeep.operator.changes import Changed, NoSuchDeliveryError, OperatorVerbs, WrongStatusError
+    from mailkeep.operator.changes import (
+        Changed,
+        KeyTakenError,
+        NoSuchDeliveryError,
+        OperatorVerbs,
+        Why,
+        WrongStatusError,
+    )
     from mailkeep.store.changes import Verb
 
-    by = {"actor": actor or getpass.getuser(), "reason": reason}
+    try:
+        why = msgspec.convert({"actor": actor or getpass.getuser(), "reason": reason}, Why)
+    except msgspec.ValidationError as fault:
+        raise typer.BadParameter(str(fault)) from None
 
     async def run(store: "Store") -> tuple[list[Changed], list[str]]:
         verbs = OperatorVerbs(store)
@@ -209,10 +221,12 @@ def _change(
         for delivery_id in delivery_ids:
             try:
                 if verb == "resend":
-                    done.append(await verbs.resend(delivery_id, key=key, **by))
+                    done.append((await verbs.resend(delivery_id, why, key=key))[0])
                 else:
-                    done.append(await verbs.change(Verb(verb), delivery_id, **by))
-            except (NoSuchDeliveryError, WrongStatusError) as fault:
+                    done.append(await verbs.change(Verb(verb), delivery_id, why))
+            except WrongStatusError as fault:
+                refused.append(f"{delivery_id} {fault}")
+            except (NoSuchDeliveryError, KeyTakenError) as fault:
                 refused.append(str(fault))
         return done, refused
 
@@ -247,14 +261,16 @@ def describe_attempt(attempt: "AttemptView") -> "Iterator[str]":
 
 def _outages(replicas: "Iterable[ReplicaView]") -> "Iterator[str]":
     """Yield a line for each next hop that is out for a live replica."""
-    live = [replica for replica in replicas if replica.state == "live"]
-    for hop in sorted({hop for replica in live for hop in replica.hops_out}):
-        out = [replica.hops_out[hop] for replica in live if hop in replica.hops_out]
-        first = min(out, key=lambda one: one.since)
-        yield (
-            f"-- next hop {hop} is out for {len(out)} of {len(live)} replicas since {_instant(first.since)}, "
-            f"its mail is parked: {first.cause}"
-        )
+    from mailkeep.operator.queue import route_facts
+
+    known = list(replicas)
+    for hop in sorted({hop for replica in known for hop in replica.hops_out}):
+        route = route_facts(hop, known)
+        if route.since is not None:
+            yield (
+                f"-- next hop {hop} is out for {route.out_for} of {route.live_replicas} replicas since "
+                f"{_instant(route.since)}, its mail is parked: {route.cause}"
+            )
 
 
 def _filtered(context: typer.Context) -> bool:

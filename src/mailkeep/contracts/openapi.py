@@ -46,9 +46,12 @@ from mailkeep.operator.api import (
     ReplicaList,
     SuppressionParameters,
 )
+from mailkeep.operator.changes import Changed, Why
+from mailkeep.operator.explain import Explanation
 from mailkeep.operator.malformed import MalformedPage
 from mailkeep.operator.queue import DeliveryPage, DeliveryView
 from mailkeep.operator.suppressions import SuppressionPage
+from mailkeep.store.changes import Verb
 from mailkeep.store.suppressions import Suppression
 
 API_VERSION: Final = "1.0.0"
@@ -184,6 +187,7 @@ _REFUSED: Final = {
     "BadRequest": Refused(400, (_F.INVALID_JSON, _F.MISSING_FIELD, _F.INVALID_FIELD)),
     "Unauthorized": Refused(401, (_H.UNAUTHORIZED,)),
     "NotFound": Refused(404, (_H.NOT_FOUND,)),
+    "WrongStatus": Refused(409, (_H.WRONG_STATUS,)),
     "MethodNotAllowed": Refused(405, (_H.METHOD_NOT_ALLOWED,)),
     "TooLarge": Refused(413, (_F.TOO_LARGE,)),
     "UnsupportedMediaType": Refused(415, (_H.UNSUPPORTED_MEDIA_TYPE,)),
@@ -204,6 +208,10 @@ _REFUSED: Final = {
         ),
     ),
     "RefusedBatch": Refused(422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD, _F.TOO_LARGE)),
+    "RefusedChange": Refused(422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD)),
+    "RefusedResend": Refused(
+        422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD, _F.IDEMPOTENCY_CONFLICT)
+    ),
     "RefusedFlush": Refused(422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD)),
     "InternalError": Refused(500, (_H.INTERNAL_ERROR,)),
     "Unavailable": Refused(503, (_H.UNAVAILABLE, _H.OVERLOADED)),
@@ -217,6 +225,17 @@ _WRITING: Final = (
     "InternalError",
     "Unavailable",
 )
+
+
+_CHANGES: Final = {
+    Verb.HOLD: ("Keep it from being sent", "For a delivery that waits, until it is released."),
+    Verb.RELEASE: (
+        "Let it go on",
+        "A held delivery, due now. One under `at_most_once` that may have been delivered is confirmed, cancelled or resent.",
+    ),
+    Verb.CANCEL: ("Never send it", "For a delivery that waits or is held."),
+    Verb.CONFIRM: ("It was delivered", "A held delivery, as the next hop's own log shows."),
+}
 
 
 def _is(kind: type) -> Schema:
@@ -289,6 +308,44 @@ CALLS: Final = {
         parameters=(_DELIVERY_ID,),
         gives=_is(AttemptList),
         refused=(*_READING, "NotFound"),
+    ),
+    "explainDelivery": Call(
+        method="get",
+        path=f"{DELIVERIES}/{{delivery_id}}/explain",
+        tag="queue",
+        summary="Explain where it stands",
+        description="Why it is not sent yet, or how it ended; what happens next, and when.",
+        parameters=(_DELIVERY_ID,),
+        gives=_is(Explanation),
+        refused=(*_READING, "NotFound"),
+    ),
+    **{
+        f"{verb}Delivery": Call(
+            method="post",
+            path=f"{DELIVERIES}/{{delivery_id}}/{verb}",
+            tag="queue",
+            summary=summary,
+            description=description,
+            parameters=(_DELIVERY_ID,),
+            takes=Why.__name__,
+            gives=_is(Changed),
+            refused=(*_WRITING, "NotFound", "WrongStatus", "RefusedChange"),
+        )
+        for verb, (summary, description) in _CHANGES.items()
+    },
+    "resendDelivery": Call(
+        method="post",
+        path=f"{DELIVERIES}/{{delivery_id}}/resend",
+        tag="queue",
+        summary="Send its content once more",
+        description="A new delivery of what has ended or is held, for those of its recipients who did not get it, or all if all "
+        "did. Bytes and Message-ID stay, so that a receiver can tell. A held one is cancelled by it.",
+        parameters=(_DELIVERY_ID, _key_header()),
+        takes=Why.__name__,
+        status=202,
+        gives=_is(Changed),
+        replays=True,
+        refused=(*_WRITING, "NotFound", "WrongStatus", "RefusedResend"),
     ),
     "listDeadLetters": Call(
         method="get",
@@ -363,8 +420,11 @@ _SHAPES: Final = (
     BatchAnswer,
     DeliveryPage,
     AttemptList,
+    Explanation,
     MalformedPage,
     ReplicaList,
+    Why,
+    Changed,
     FlushRequest,
     FlushAnswer,
     SuppressionPage,

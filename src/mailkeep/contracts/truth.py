@@ -45,8 +45,19 @@ from mailkeep.operator.api import (
     RemovalParameters,
     SuppressionParameters,
 )
+from mailkeep.operator.changes import Changed, Why
+from mailkeep.operator.explain import Explanation, RuleFacts
 from mailkeep.operator.malformed import MalformedView
-from mailkeep.operator.queue import WAITING_WORD, AttemptView, DeliveryView, RecipientView, ReplicaView
+from mailkeep.operator.queue import (
+    WAITING_WORD,
+    AttemptView,
+    DeliveryView,
+    RecipientView,
+    ReplicaView,
+    RouteFacts,
+)
+from mailkeep.store.changes import Verb
+from mailkeep.store.reads import StoredChange
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -213,6 +224,17 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
     },
     LoginCodeAnswer: {"outcome": one_of(("sent", "suppressed"))},
     DeliveryAnswer: {"status": one_of(DeliveryStatus)},
+    Explanation: {"class": one_of(DeliveryClass)},
+    RuleFacts: {
+        "severity": one_of(Severity),
+        "scope": one_of(Scope),
+        "phase": one_of(Phase),
+        "certainty": one_of(Certainty),
+    },
+    RouteFacts: {"since": {"format": "date-time"}},
+    StoredChange: {"verb": one_of((*Verb, "resend")), "status": one_of(DeliveryStatus)},
+    Changed: {"status": one_of(DeliveryStatus)},
+    Why: {"reason": _ONE_LINE, "actor": saying("Who does it; a name that your people know.", **_ONE_LINE)},
     DeliveryView: {
         "class": one_of(DeliveryClass),
         "source": one_of(Source),

@@ -203,7 +203,7 @@ class InternalHttpApp:
         held = bytearray()
         try:
             check_content_type(headers)
-            key, traceparent = _header_key(scope["headers"]), _header_traceparent(headers)
+            key, traceparent = header_key(scope["headers"]), _header_traceparent(headers)
             _check_size(int(headers.get(b"content-length", 0)), call.max_bytes)
             body = await self._read(receive, held, call.max_bytes)
             check_json(body)
@@ -314,7 +314,8 @@ class InternalHttpApp:
 # -- headers -----------------------------------------------------------------------------------------------------
 
 
-def _header_key(headers: list[tuple[bytes, bytes]]) -> str | None:
+def header_key(headers: list[tuple[bytes, bytes]]) -> str | None:
+    """Return the idempotency key of a request, None if it has none. Raises `ProblemError`."""
     given = {value for name, value in headers if name == b"idempotency-key"}
     if not given:
         return None

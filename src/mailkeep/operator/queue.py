@@ -139,6 +139,16 @@ class ReplicaView(msgspec.Struct, frozen=True):
     hops_out: dict[str, HopOut]
 
 
+class RouteFacts(msgspec.Struct, frozen=True):
+    """The next hop, and for how many of the live replicas it is out; `since` and `cause` are of the first that noticed."""
+
+    next_hop: str
+    live_replicas: int
+    out_for: int = 0
+    since: datetime | None = None
+    cause: str | None = None
+
+
 class DeliveryPage(msgspec.Struct, frozen=True):
     """Deliveries, newest first. A page may be short, even empty: the end is where `cursor` is None."""
 
@@ -225,7 +235,7 @@ class OperatorQueue:
 
     async def replicas(self) -> tuple[ReplicaView, ...]:
         """Return the replicas that are known, the newest first."""
-        return tuple(map(_replica_view, await self._reads.replicas()))
+        return tuple(map(replica_view, await self._reads.replicas()))
 
     async def flush(
         self, *, delivery_id: UUID | None = None, domain: str | None = None, next_hop: str | None = None
@@ -318,7 +328,8 @@ def _attempt_under_way(stored: StoredDelivery) -> AttemptView:
     )
 
 
-def _replica_view(stored: StoredReplica) -> ReplicaView:
+def replica_view(stored: StoredReplica) -> ReplicaView:
+    """Return a replica as operators see it."""
     state = "lost" if stored.lost_at else "stopped" if stored.stopped_at else "live"
     return ReplicaView(
         replica_id=stored.id,
@@ -332,6 +343,16 @@ def _replica_view(stored: StoredReplica) -> ReplicaView:
         silent_s=stored.silent_s,
         hops_out=stored.hops_out,
     )
+
+
+def route_facts(next_hop: str, replicas: Iterable[ReplicaView]) -> RouteFacts:
+    """Return how `next_hop` fares for those of `replicas` that are live."""
+    live = [replica for replica in replicas if replica.state == "live"]
+    out = [replica.hops_out[next_hop] for replica in live if next_hop in replica.hops_out]
+    if not out:
+        return RouteFacts(next_hop, len(live))
+    first = min(out, key=lambda one: one.since)
+    return RouteFacts(next_hop, len(live), len(out), first.since, first.cause)
 
 
 def _statuses(words: Iterable[str]) -> frozenset[DeliveryStatus]:

@@ -22,6 +22,8 @@ SCANNED_ROWS: Final = 5000
 """Rows one filtered page looks at: about 30 ms of PostgreSQL."""
 ATTEMPTS_READ: Final = 200
 """Attempts shown of one delivery, the last ones; a long outage of its next hop can make thousands."""
+CHANGES_READ: Final = 20
+"""Changes by hand shown of one delivery, the last ones."""
 REPLICAS_READ: Final = 500
 """Replicas shown, the newest ones; retention forgets those that are gone for a day."""
 FLUSH_BATCH: Final = 1000
@@ -80,6 +82,7 @@ class StoredDelivery(msgspec.Struct, frozen=True):
     recipients: tuple[str, ...]
     size_bytes: int
     attempts: int
+    rungs_used: int
     takeovers: int
     accepted_at: datetime
     due_at: datetime | None
@@ -87,6 +90,7 @@ class StoredDelivery(msgspec.Struct, frozen=True):
     finished_at: datetime | None
     claimed_by: UUID | None
     claimed_at: datetime | None
+    dot_at: datetime | None
     template_id: str | None
     catalog_version: str | None
     locale: str | None
@@ -116,6 +120,16 @@ class StoredAttempt(msgspec.Struct, frozen=True):
     finished_at: datetime
     recipients: tuple[RecipientOutcome, ...]
     steps: tuple[Step, ...]
+
+
+class StoredChange(msgspec.Struct, frozen=True):
+    """One change by hand; `status` is the delivery's after it."""
+
+    verb: str
+    status: str
+    actor: str
+    reason: str
+    changed_at: datetime
 
 
 class StoredReplica(msgspec.Struct, frozen=True):
@@ -185,6 +199,11 @@ class QueueReads:
         """Return the recorded attempts of a delivery in order, at most the last `ATTEMPTS_READ`."""
         rows = await self._store.fetch("read_attempts", delivery_id, ATTEMPTS_READ)
         return tuple(_attempt(row) for row in reversed(rows))
+
+    async def changes(self, delivery_id: UUID) -> tuple[StoredChange, ...]:
+        """Return the last changes by hand of a delivery, at most `CHANGES_READ`, the newest first."""
+        rows = await self._store.fetch("read_changes", delivery_id, CHANGES_READ)
+        return tuple(msgspec.convert(dict(row), StoredChange) for row in rows)
 
     async def queue(self, wanted: QueueFilter, limit: int) -> tuple[StoredDelivery, ...]:
         """Return up to `limit` deliveries that are waiting, sending or held, the one due longest first."""

@@ -74,7 +74,7 @@ WITH asked AS (
            CASE WHEN status = 'sending' THEN 1 ELSE 0 END,
            CASE WHEN status = 'sending' THEN mail.now() END,
            recipient_states, recipient_domain, size_bytes, sensitive, template_id, catalog_version, locale,
-           'suppressed, ' || (array_remove(because, NULL))[1],
+           'on the suppression list, ' || (array_remove(because, NULL))[1],
            CASE WHEN because IS NOT NULL THEN 'suppression_list' END,
            supersede_hash, parent_id, traceparent, because
     FROM input JOIN reserved USING (id)

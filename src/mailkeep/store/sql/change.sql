@@ -1,5 +1,5 @@
 -- Move delivery $2 by hand, as `verb` $1 says, and record who ($3) did it and why ($4); by the primary key.
--- hold: waiting -> held. release: held -> waiting, due now. cancel: waiting or held -> cancelled. confirm: held -> sent, or
+-- hold: waiting -> held. release: held -> waiting, due now; what was never tried keeps its time. cancel: waiting or held -> cancelled. confirm: held -> sent, or
 -- what else its settled recipients make it. One under at_most_once whose dot may have left is never released: that could
 -- be a second copy. No row where it stands elsewhere; a claimed one is passed over, its replica ends it.
 WITH changed AS (
@@ -15,7 +15,10 @@ WITH changed AS (
                      WHEN strpos(d.recipient_states, 'x') > 0 THEN 'suppressed' ELSE 'sent' END
         END,
         recipient_states = CASE WHEN $1 = 'confirm' THEN translate(d.recipient_states, 'o', 's') ELSE d.recipient_states END,
-        due_at = CASE WHEN $1 = 'release' THEN mail.now() END,
+        due_at = CASE $1
+            WHEN 'hold' THEN d.due_at
+            WHEN 'release' THEN CASE WHEN d.attempts = 0 THEN greatest(d.due_at, mail.now()) ELSE mail.now() END
+        END,
         finished_at = CASE WHEN $1 IN ('cancel', 'confirm') THEN mail.now() END,
         last_reason = CASE WHEN $1 IN ('hold', 'cancel') THEN $4::text ELSE d.last_reason END,
         last_rule = CASE WHEN $1 IN ('hold', 'cancel') THEN 'operator' ELSE d.last_rule END

@@ -27,7 +27,7 @@ WITH claimed AS (
         suppressed_because = ARRAY(
             SELECT coalesce(b.because, d.suppressed_because[b.place])
             FROM unnest(s.because) WITH ORDINALITY AS b(because, place) ORDER BY b.place),
-        last_reason = 'suppressed, ' || (array_remove(s.because, NULL))[1],
+        last_reason = 'on the suppression list, ' || (array_remove(s.because, NULL))[1],
         last_rule = 'suppression_list'
     FROM suppressed s JOIN claimed c USING (id)
     WHERE d.id = s.id AND d.status = 'sending' AND (d.claimed_by = c.replica_id) IS TRUE AND d.claim_token = c.claim_token
