@@ -217,7 +217,7 @@ async def test_a_refused_recipient_is_not_hidden(store):
     await store.finish([finished(claim, outcome)])
     await shift_clock(store, timedelta(minutes=2))
     (claim,) = await store.claim_due(claim.replica_id, ANY, 10)
-    await suppress(store, BOB)
+    await suppress(store, ANN, BOB)
     assert await store.suppress([claim]) == [Suppressed(claim.id, DeliveryStatus.FAILED, "fx")]
 
 
@@ -227,8 +227,12 @@ async def test_a_lost_claim_ends_nothing(store):
     await suppress(store, ANN)
     await lose(store, claim.replica_id)
     await store.take_over()
+    (other,) = await store.claim_due(await replica(store), ANY, 10)
+    assert other.id == claim.id
     before = await snapshot(store)
-    assert await store.suppress([claim]) == []
+    for holder, token in ((claim, claim.token), (other, claim.token), (claim, other.token)):
+        stale = msgspec.structs.replace(claim, replica_id=holder.replica_id, token=token)
+        assert await store.suppress([stale]) == []
     assert await snapshot(store) == before
 
 
