@@ -91,9 +91,9 @@ async def dispatching(
         await dispatch.smtp.close(1.0)
 
 
-async def until(condition: Any) -> None:
+async def until(condition: Any, within_s: float = PATIENCE_S) -> None:
     """Wait until `condition`, a function or a coroutine function, holds."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(within_s):
         while True:
             held = condition()
             if await held if asyncio.iscoroutine(held) else held:
