@@ -316,7 +316,9 @@ class QueueMachine(RuleBasedStateMachine):
         if after is None:
             self.check_nothing_changed()
         else:
-            assert before in WAITING | {S.HELD}, "what is being sent or has ended was changed by hand"
+            assert before in WAITING | {S.HELD} or (
+                verb is Verb.DELETE and before in TERMINAL and after is before
+            ), "what is being sent or has ended was changed by hand"
 
     # -- what always holds -------------------------------------------------------------------------------------
 
@@ -362,7 +364,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def _check_move(self, before: Seen, after: Seen) -> None:
         if before.status in TERMINAL:
-            assert after.row == before.row, "an ended delivery changed"
+            assert _without_content(after.row) == _without_content(before.row), "an ended delivery changed"
         if before.status is not after.status:
             assert (before.status, after.status) in TRANSITIONS
             self.observed[before.status, after.status] += 1
@@ -370,6 +372,22 @@ class QueueMachine(RuleBasedStateMachine):
         assert after.row["attempts"] >= before.row["attempts"]
         if before.message is not None and after.message is not None:
             assert after.message == before.message, "the bytes of a delivery changed"
+
+
+def _without_content(row: asyncpg.Record) -> dict[str, Any]:
+    """Return a row without its bytes, which may be erased at any time after the end."""
+    return {name: value for name, value in row.items() if name != "message"}
+
+
+async def _stop_clock(store: Store) -> None:
+    """Let time pass only where a rule says so: on a slow machine, a rung would come due in the middle of a run."""
+    instant = (await now(store)).isoformat()
+    (found,) = await rows(store, "SELECT prosrc FROM pg_proc WHERE oid = 'mail.now'::regproc")
+    stopped = found["prosrc"].replace("now()", f"timestamptz '{instant}'", 1)
+    await rows(
+        store,
+        f"CREATE OR REPLACE FUNCTION mail.now() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE AS $${stopped}$$",
+    )
 
 
 @pytest.mark.timeout(600)
@@ -382,10 +400,11 @@ def test_the_queue_keeps_its_promises(dsn):
     machine.observed = Counter()
     with asyncio.Runner() as machine.loop:
         machine.store = machine.loop.run(Store.open(dsn, pool_size=1))
+        machine.loop.run(_stop_clock(machine.store))
         run_state_machine_as_test(
             machine,
             settings=settings(max_examples=20, stateful_step_count=40, deadline=None, print_blob=True),
         )
         machine.loop.run(machine.store.close())
 
-    assert len(machine.observed) >= 6
+    assert len(machine.observed) >= MOVES_SEEN

@@ -12,10 +12,12 @@ import typer
 from mailkeep.cli import dkim, malformed, queue, routes, sinkhole, suppressions, templates
 from mailkeep.cli.classify import classify
 from mailkeep.cli.config import config
+from mailkeep.cli.dead_letters import dead_letters
 from mailkeep.cli.dev import dev
 from mailkeep.cli.explain import explain
 from mailkeep.cli.healthcheck import healthcheck
 from mailkeep.cli.migrate import migrate
+from mailkeep.cli.replicas import replicas
 from mailkeep.cli.send import send
 from mailkeep.cli.serve import serve
 from mailkeep.version import __version__
@@ -40,6 +42,8 @@ app.command(short_help="Bring the database schema up to date.")(migrate)
 app.command(short_help="Show what is configured, and from where.")(config)
 app.command(short_help="Explain a reply of a mail server.")(classify)
 app.command(short_help="Explain where a delivery stands.")(explain)
+app.command("dead-letters", short_help="List what was given up.")(dead_letters)
+app.command(short_help="List the processes that share the queue.")(replicas)
 app.command(short_help="Probe a running service; for containers.")(healthcheck)
 app.command(short_help="Send one mail and follow it.")(send)
 app.add_typer(queue.app, name="queue", short_help="Show and flush what waits, on every replica.")

@@ -235,6 +235,10 @@ _CHANGES: Final = {
     ),
     Verb.CANCEL: ("Never send it", "For a delivery that waits or is held."),
     Verb.CONFIRM: ("It was delivered", "A held delivery, as the next hop's own log shows."),
+    Verb.DELETE: (
+        "Erase its content now",
+        "What waits or is held is cancelled by it; what has ended stays so. Its states and attempts remain until retention.",
+    ),
 }
 
 

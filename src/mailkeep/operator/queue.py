@@ -31,6 +31,8 @@ from mailkeep.store.reads import (
     DeliveryFilter,
     QueueFilter,
     QueueReads,
+    Shape,
+    ShapeBy,
     StoredAttempt,
     StoredDelivery,
     StoredReplica,
@@ -236,6 +238,10 @@ class OperatorQueue:
     async def replicas(self) -> tuple[ReplicaView, ...]:
         """Return the replicas that are known, the newest first."""
         return tuple(map(replica_view, await self._reads.replicas()))
+
+    async def shape(self, by: ShapeBy, limit: int) -> Shape:
+        """Return the live deliveries by age and `by`, the `limit` fullest rows."""
+        return await self._reads.shape(by, limit)
 
     async def flush(
         self, *, delivery_id: UUID | None = None, domain: str | None = None, next_hop: str | None = None

@@ -30,7 +30,7 @@ ALTER TABLE mail.operator_changes
     ADD COLUMN address_hash bytea,
     DROP CONSTRAINT operator_changes_verb_known,
     ADD CONSTRAINT operator_changes_verb_known CHECK (
-        verb IN ('hold', 'release', 'cancel', 'confirm', 'resend', 'suppress', 'unsuppress')),
+        verb IN ('hold', 'release', 'cancel', 'confirm', 'delete', 'resend', 'suppress', 'unsuppress')),
     ADD CONSTRAINT operator_changes_about_one CHECK (
         (address_hash IS NOT NULL) = (verb IN ('suppress', 'unsuppress'))
         AND (delivery_id IS NULL) = (address_hash IS NOT NULL) AND (status IS NULL) = (address_hash IS NOT NULL));
