@@ -20,6 +20,7 @@ from mailkeep.core.command import CommandRules
 from mailkeep.dispatch.recorder import Recorder
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.retention import RetentionWorker
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.scheduler import AttemptScheduler
 from mailkeep.dispatch.takeover import TakeoverWorker
 from mailkeep.dispatch.worker import AttemptWorkerPool
@@ -76,6 +77,7 @@ class Service:
         self.replica = Replica(store, heartbeat_s=settings.replica_heartbeat_s, ttl_s=settings.replica_ttl_s)
         self._recorder = Recorder(store, suppression_ttl_s=settings.suppression_ttl_s)
         self._smtp = Pool(*hops.values())
+        right_of_way = RightOfWay()
         self._workers = AttemptWorkerPool(
             store=store,
             replica=self.replica,
@@ -84,6 +86,7 @@ class Service:
             hops=hops,
             ladders=settings.ladders,
             concurrency=settings.attempt_worker_concurrency,
+            right_of_way=right_of_way,
         )
         self._scheduler = AttemptScheduler(store=store, replica=self.replica, pool=self._workers)
         self._signer = Signer(keyring, self.replica.now_s) if keyring else None
@@ -95,6 +98,7 @@ class Service:
             routes=Routes(hops),
             policy=accept_policy(settings),
             on_waiting=self._scheduler.announce,
+            right_of_way=right_of_way,
             signer=self._signer,
         )
         self._listener: InternalHttpListener | None = None

@@ -29,6 +29,7 @@ from mailkeep.core.idempotency import address_hash, fingerprint
 from mailkeep.core.ids import new_id
 from mailkeep.core.queue import Claim, KeyHolder, NewDelivery, Suppressed
 from mailkeep.dispatch.replica import Replica
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.intake.signing import Signer
@@ -98,6 +99,7 @@ class Accept:
         routes: Routes,
         policy: AcceptPolicy,
         on_waiting: Callable[[], None],
+        right_of_way: RightOfWay,
         signer: Signer | None = None,
     ) -> None:
         self._store = store
@@ -107,7 +109,9 @@ class Accept:
         self._routes = routes
         self._on_waiting = on_waiting
         self._signer = signer
-        self._committing = GroupCommit(self._commit)
+        self.right_of_way = right_of_way
+        # Login codes have commits of their own: theirs never waits behind a batch of the rest.
+        self._committing = {name: GroupCommit(self._commit) for name in (True, False)}
         self.policy = policy
 
     async def accept(
@@ -124,6 +128,16 @@ class Accept:
         `StoreUnavailableError` or `OverloadedError` when it can't be stored now: then nothing is reserved, or the same
         call under the same key finds what was.
         """
+        if command.delivery_class is DeliveryClass.AUTH:
+            with self.right_of_way.passing():
+                return await self._accept(command, key, delivery_id, traceparent)
+        if not self.right_of_way.is_clear:
+            await self.right_of_way.give_way()
+        return await self._accept(command, key, delivery_id, traceparent)
+
+    async def _accept(
+        self, command: Command, key: str | None, delivery_id: UUID | None, traceparent: str | None
+    ) -> Accepted:
         try:
             prepared = self.prepare(command, key=key, delivery_id=delivery_id, traceparent=traceparent)
         except CommandError:
@@ -156,7 +170,7 @@ class Accept:
         new = prepared.new
         new.status = self._birth_status(new)
         try:
-            return self._committing.submit(new)
+            return self._committing[new.delivery_class is DeliveryClass.AUTH].submit(new)
         except OverloadedError:
             self._withdraw(new)
             raise
@@ -172,7 +186,8 @@ class Accept:
 
     async def drain(self) -> None:
         """Wait until every commit under way is done."""
-        await self._committing.drain()
+        for commits in self._committing.values():
+            await commits.drain()
 
     # -- from command to delivery ------------------------------------------------------------------------------
 
@@ -229,8 +244,9 @@ class Accept:
     def _message(
         self, command: Command, content: RenderedContent | Rendered, delivery_id: UUID, date: datetime
     ) -> bytes:
+        seed = str(delivery_id)
         parts = MessageParts(
-            message_id=f"{delivery_id}@{self.policy.sender.domain}",
+            message_id=f"{seed}@{self.policy.sender.domain}",
             date=date,
             sender=self.policy.sender,
             to=command.to,
@@ -243,7 +259,7 @@ class Accept:
             headers=_headers(command),
         )
         try:
-            message = build_message(parts, boundary_seed=str(delivery_id))
+            message = build_message(parts, boundary_seed=seed)
         except MessageError as fault:
             # The second wall: what validation let through and a header could not carry safely.
             raise CommandError(FailureCode.INVALID_FIELD, "payload", str(fault)) from None
