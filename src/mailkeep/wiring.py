@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from mailkeep.contracts.openapi import openapi_json
 from mailkeep.core.command import CommandRules
+from mailkeep.dispatch.gauges import GaugeReader
 from mailkeep.dispatch.recorder import Recorder
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.retention import RetentionWorker
@@ -104,10 +105,13 @@ class Service:
         self._listener: InternalHttpListener | None = None
 
     @classmethod
-    async def start(cls, settings: Settings, listening: socket.socket | None = None) -> "Service":
+    async def start(
+        cls, settings: Settings, listening: socket.socket | None = None, *, with_gauges: bool = False
+    ) -> "Service":
         """Start everything and return when mail can be handed in. Raises `StartError`.
 
         `listening`: an already bound socket for the internal listener, shared by the processes of one service.
+        `with_gauges`: read what gauges show, since metrics are exported.
         """
         keyring = load_keyring(settings)
         await ping_redis(settings)
@@ -116,6 +120,9 @@ class Service:
         service = cls(settings, store, catalog, keyring)
         try:
             await service._begin(listening)
+            if with_gauges:
+                gauges = GaugeReader(store, service.replica, service._workers.breakers)
+                service._spawn(gauges.run(), "gauge reader")
         except BaseException:
             await service.stop()
             raise

@@ -7,7 +7,7 @@ is born claimed and handed to them in memory after the commit, so that the fast 
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -37,6 +37,7 @@ from mailkeep.smtp.routes import Routes
 from mailkeep.store.errors import StoreError, StoreRefusedError
 from mailkeep.store.group_commit import GroupCommit, OverloadedError
 from mailkeep.store.postgres import Store, Stored
+from mailkeep.telemetry import metrics
 from mailkeep.templates.catalog import Catalog
 from mailkeep.templates.message import MessageError, MessageParts, build_message
 from mailkeep.templates.render import Rendered
@@ -237,7 +238,10 @@ class Accept:
     def _render(self, command: Command) -> RenderedContent | Rendered:
         match command.content:
             case TemplateContent(template_id=template_id, locale=locale, variables=variables):
-                return self._catalog.render(template_id, locale, variables, self.policy.rules.limits)
+                rendered = self._catalog.render(template_id, locale, variables, self.policy.rules.limits)
+                if len(rendered.locale_chain) > 1:
+                    metrics.count(metrics.LOCALE_FALLBACK, ((template_id, rendered.locale),))
+                return rendered
             case RenderedContent() as ready:
                 return ready
 
@@ -327,6 +331,7 @@ class Accept:
                 self._withdraw(new)
             raise
         reach(FaultPoint.ACCEPT_AFTER_COMMIT)
+        _count(zip(batch, answers, strict=True))
         for new, answer in zip(batch, answers, strict=True):
             states = _states_left(new, answer)
             if RecipientState.OPEN not in states:
@@ -341,6 +346,20 @@ class Accept:
     def _withdraw(self, new: NewDelivery) -> None:
         if new.status is DeliveryStatus.SENDING and self._pool.held.get(new.id, new) is None:
             self._pool.cancel(new.id, new.next_hop, new.delivery_class, new.size_bytes)
+
+
+def _count(stored: Iterable[tuple[NewDelivery, Stored]]) -> None:
+    accepted = [(new, answer) for new, answer in stored if isinstance(answer, UUID | Suppressed)]
+    metrics.count(metrics.ACCEPTED, ((new.source,) for new, _ in accepted))
+    metrics.count(
+        metrics.SUPPRESSED,
+        (
+            (new.source,)
+            for new, answer in accepted
+            if DeliveryStatus.SUPPRESSED
+            in (new.status, answer.status if isinstance(answer, Suppressed) else None)
+        ),
+    )
 
 
 def _replay(holder: KeyHolder, mark: bytes) -> Accepted:
@@ -380,6 +399,7 @@ def _claim_at_birth(replica_id: UUID, new: NewDelivery, states: str) -> Claim:
         sender=new.sender,
         recipients=new.recipients,
         message=new.message,
+        traceparent=new.traceparent,
     )
 
 

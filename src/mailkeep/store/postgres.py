@@ -317,6 +317,7 @@ def _claim(replica_id: UUID, row: asyncpg.Record) -> Claim:
         recipients=tuple(row["recipients"] or ()),
         message=row["message"],
         command=row["command"],
+        traceparent=row["traceparent"],
     )
 
 
