@@ -32,6 +32,7 @@ from mailkeep.core.duration import format_duration
 from mailkeep.core.ladder import JITTER, SOON_RUNGS, SOON_S
 from mailkeep.core.outcome import MAX_WAIT_HINT_S, Retry
 from mailkeep.smtp.classify import RULES, Rule
+from mailkeep.telemetry.metrics import METRICS
 from mailkeep.telemetry.names import LOG_EVENTS
 
 E = TypeVar("E", bound=StrEnum)
@@ -80,6 +81,7 @@ def pages() -> dict[str, str]:
     texts = {
         "cli.md": _cli(),
         "log-events.md": _log_events(),
+        "metrics.md": _metrics(),
         "settings.md": _settings(),
         "smtp-classification.md": _smtp_classification(),
         "statuses.md": _statuses(),
@@ -344,6 +346,25 @@ Every line has `timestamp`, `level`, `logger` and `event`; more members follow b
 (`MAIL_LOG_FORMAT`), on standard error. No address, code, subject, body or credential is ever in a line: whatever looks like
 an address is masked. An empty last column means that nobody need look."""
     return "\n\n".join([head, *sections])
+
+
+def _metrics() -> str:
+    rows = [
+        (
+            f"`{metric.name}`",
+            f"{metric.kind}, {metric.unit}",
+            ", ".join(f"`{name}`" for name in metric.attributes) or "-",
+            metric.meaning,
+            metric.alert,
+        )
+        for metric in METRICS
+    ]
+    head = """# Metrics
+
+Through OpenTelemetry, where an exporter is configured ([how to](../how-to/observe.md)). Prometheus shows them with underscores, the unit
+and, for counters, `_total`. Attributes are words of Mailkeep; none is an address, an id or a text of a server. An empty last
+column means that nobody need look."""
+    return f"{head}\n\n{_table(('metric', 'kind', 'attributes', 'meaning', 'wake somebody'), rows)}"
 
 
 def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -12,7 +12,7 @@ from harness import API, login_code, mails, rendered, submit_all, template, unti
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from mailkeep.telemetry.metrics import MALFORMED, METRICS, TAKEOVERS, UNKNOWN
+from mailkeep.telemetry.metrics import DEAD_LETTERS, MALFORMED, METRICS, TAKEOVERS, UNKNOWN
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
@@ -160,6 +160,7 @@ def test_every_declared_metric_is_exported_and_nothing_personal(deployment, rece
     sink.mode("defer")
     submit_all(service, [rendered(["canary-fay@sinkhole.test"])])
     deployment.database.drain()
+    until(lambda: DEAD_LETTERS.name in receiver.points, "the dead letter is exported")
     sink.mode("stall@rcpt")
     submit_all(service, mails(3))
     until(lambda: "sending" in deployment.database.statuses().values(), "an attempt stalls")
@@ -174,7 +175,8 @@ def test_every_declared_metric_is_exported_and_nothing_personal(deployment, rece
     submit_all(stub, [login_code("canary-gus@sinkhole.test")])
     declared = {metric.name: set(metric.attributes) for metric in METRICS}
     wanted = declared.keys() - UNPROVOKED
-    until(lambda: wanted <= receiver.points.keys(), "every metric is exported")
+    for name in sorted(wanted):
+        until(lambda name=name: name in receiver.points, f"{name} is exported", within_s=20)
     time.sleep(1)
     for name, points in receiver.points.items():
         assert {frozenset(point) for point in points} == {frozenset(declared[name])}, name
