@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from mailkeep.contracts.openapi import openapi_json
 from mailkeep.core.command import CommandRules
+from mailkeep.dispatch.gauges import GaugeReader
 from mailkeep.dispatch.recorder import Recorder
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.retention import RetentionWorker
@@ -76,7 +77,7 @@ class Service:
         self._hops = hops = next_hops(settings)
         self.replica = Replica(store, heartbeat_s=settings.replica_heartbeat_s, ttl_s=settings.replica_ttl_s)
         right_of_way = RightOfWay()
-        self._recorder = Recorder(store, right_of_way)
+        self._recorder = Recorder(store, right_of_way, suppression_ttl_s=settings.suppression_ttl_s)
         self._smtp = Pool(*hops.values())
         self._workers = AttemptWorkerPool(
             store=store,
@@ -106,10 +107,13 @@ class Service:
         self._listener: InternalHttpListener | None = None
 
     @classmethod
-    async def start(cls, settings: Settings, listening: socket.socket | None = None) -> "Service":
+    async def start(
+        cls, settings: Settings, listening: socket.socket | None = None, *, with_gauges: bool = False
+    ) -> "Service":
         """Start everything and return when mail can be handed in. Raises `StartError`.
 
         `listening`: an already bound socket for the internal listener, shared by the processes of one service.
+        `with_gauges`: read what gauges show, since metrics are exported.
         """
         keyring = load_keyring(settings)
         await ping_redis(settings)
@@ -118,6 +122,9 @@ class Service:
         service = cls(settings, store, catalog, keyring)
         try:
             await service._begin(listening)
+            if with_gauges:
+                gauges = GaugeReader(store, service.replica, service._workers.breakers)
+                service._spawn(gauges.run(), "gauge reader")
         except BaseException:
             await service.stop()
             raise
@@ -172,7 +179,7 @@ class Service:
         settings = self._settings
         app = InternalHttpApp(
             accept=self._accept,
-            operator=operator_api(self._store, openapi_json()),
+            operator=operator_api(self._store, openapi_json(), settings.ladders),
             tokens=tuple(token.reveal() for token in settings.internal_http_tokens),
         )
         address = settings.internal_http_addr

@@ -114,7 +114,7 @@ def test_a_stop_while_postgresql_hangs_is_bounded(deployment: Deployment, cluste
     finally:
         cluster.signal(signal.SIGCONT)
     load.wait()
-    assert took_s <= 5
+    assert took_s <= 20  # of the 60 s that PostgreSQL would be waited for
     service.start()
     submit_all(service, submissions)
     deployment.database.drain()

@@ -24,6 +24,7 @@ BEYOND_SCHEMA = {
 """Refusals of what fits the document, (code, field): it says them in words."""
 NO_WHOLE_NUMBER = "got `float`"
 """JSON Schema takes 1.0 for an integer; the document says that Mailkeep does not."""
+CHANGES = ("/hold", "/release", "/cancel", "/confirm", "/delete", "/resend", "/suppressions/{suppression_id}")
 CONTENT = {"template_id": "welcome", "variables": {"product": "Notes", "start_url": "https://example.com"}}
 
 MAILBOXES = [
@@ -92,7 +93,7 @@ def _is_refused(response):
 
 @schemathesis.check
 class EveryOperationWasMet:
-    """Each operation took what fits the document and refused what does not."""
+    """Each operation took what fits the document and refused what does not; changes by hand take what stands in one status."""
 
     def __init__(self):
         self._met = defaultdict(lambda: {"taken": 0, "refused": 0})
@@ -109,4 +110,5 @@ class EveryOperationWasMet:
         """Judge."""
         for label, met in sorted(self._met.items()):
             print(f"{label}: taken {met['taken']}, refused {met['refused']}")  # noqa: T201 - part of the report
-            assert all(met.values()), f"{label} was not met: {met}"
+            assert met["refused"], f"{label} refused nothing"
+            assert met["taken"] or label.endswith(CHANGES), f"{label} took nothing"

@@ -33,7 +33,15 @@ def hop(name: str, port: int, **changes: Any) -> NextHop:
 class Dispatch:
     """One replica with its worker pool and its scheduler."""
 
-    def __init__(self, store: Store, hops: tuple[NextHop, ...], *, concurrency: int, ttl_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        hops: tuple[NextHop, ...],
+        *,
+        concurrency: int,
+        ttl_s: float,
+        ladder_s: tuple[float, ...],
+    ) -> None:
         self.store = store
         self.replica = Replica(store, heartbeat_s=0.1, ttl_s=ttl_s)
         way = RightOfWay()
@@ -45,7 +53,7 @@ class Dispatch:
             recorder=self.recorder,
             smtp=self.smtp,
             hops={made.name: made for made in hops},
-            ladders=dict.fromkeys(DeliveryClass, LADDER_S),
+            ladders=dict.fromkeys(DeliveryClass, ladder_s),
             concurrency=concurrency,
             right_of_way=way,
         )
@@ -65,10 +73,15 @@ class Dispatch:
 
 @asynccontextmanager
 async def dispatching(
-    store: Store, *hops: NextHop, concurrency: int = 10, ttl_s: float = 30.0, schedule: bool = True
+    store: Store,
+    *hops: NextHop,
+    concurrency: int = 10,
+    ttl_s: float = 30.0,
+    schedule: bool = True,
+    ladder_s: tuple[float, ...] = LADDER_S,
 ) -> AsyncIterator[Dispatch]:
     """Run a replica for the length of a test."""
-    dispatch = Dispatch(store, hops, concurrency=concurrency, ttl_s=ttl_s)
+    dispatch = Dispatch(store, hops, concurrency=concurrency, ttl_s=ttl_s, ladder_s=ladder_s)
     await dispatch.replica.start()
     if schedule:
         dispatch.schedule()
@@ -81,9 +94,9 @@ async def dispatching(
         await dispatch.smtp.close(1.0)
 
 
-async def until(condition: Any) -> None:
+async def until(condition: Any, within_s: float = PATIENCE_S) -> None:
     """Wait until `condition`, a function or a coroutine function, holds."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(within_s):
         while True:
             held = condition()
             if await held if asyncio.iscoroutine(held) else held:

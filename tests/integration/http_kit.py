@@ -7,7 +7,7 @@ DELIVERIES = "/api/v1/internal/deliveries"
 BATCH = f"{DELIVERIES}/batch"
 LOGIN_CODES = "/api/v1/internal/login-code-deliveries"
 FLUSH = "/api/v1/internal/queue/flush"
-SETTLE_S = 20.0
+SETTLE_S = 60.0
 
 
 class NextHop:

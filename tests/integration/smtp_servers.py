@@ -225,7 +225,9 @@ class ScriptedPeer:
 
 
 @contextlib.asynccontextmanager
-async def scripted_peer(*, tls: ssl.SSLContext | None = None, **answers: Any) -> AsyncIterator[ScriptedPeer]:
+async def scripted_peer(
+    *, tls: ssl.SSLContext | None = None, port: int = 0, **answers: Any
+) -> AsyncIterator[ScriptedPeer]:
     """A peer on loopback that plays `answers`; `dot`, `greeting`, `mail` … name the commands."""
     peer = ScriptedPeer({"." if verb == "dot" else verb.upper(): answer for verb, answer in answers.items()})
     peer.tls = tls
@@ -239,7 +241,8 @@ async def scripted_peer(*, tls: ssl.SSLContext | None = None, **answers: Any) ->
     listener = socket.socket(
         socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
     )  # asyncio wants the protocol named
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
     server = await asyncio.start_server(accept, sock=listener)
     peer.port = listener.getsockname()[1]
@@ -377,12 +380,12 @@ def wait_for_port(port: int, limit_s: float = 20.0) -> None:
 
 
 @contextlib.contextmanager
-def smtp_sink(*options: str) -> Iterator[int]:
+def smtp_sink(*options: str, port: int | None = None) -> Iterator[int]:
     """Postfix's own sink on loopback; yields its port."""
     program = shutil.which("smtp-sink", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         pytest.skip("smtp-sink (Debian package postfix) is not installed")
-    port = free_port()
+    port = port or free_port()
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
     process = subprocess.Popen([program, *user, *options, f"127.0.0.1:{port}", "64"], start_new_session=True)
     try:

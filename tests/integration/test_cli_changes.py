@@ -48,9 +48,22 @@ async def test_a_next_hop_that_is_out_is_told_with_the_queue(serve, dsn, unused_
     )
     for _ in range(3):
         await accept(served)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while "is out for 1 of 1 replicas" not in (await run({"MAIL_POSTGRES_DSN": dsn}, "queue")).output:
             await asyncio.sleep(0.2)
     *_, told = (await run({"MAIL_POSTGRES_DSN": dsn}, "queue")).lines
     assert told.startswith("-- next hop default is out")
     assert told.endswith("its mail is parked: connection refused")
+    operator = {
+        "MAIL_POSTGRES_DSN": dsn,
+        "MAIL_SMTP_MODE": "smtp",
+        "MAIL_SMTP_ADDR": f"127.0.0.1:{unused_tcp_port}",
+    }
+    operator["MAIL_SMTP_FROM_EMAIL"] = "mail@mailkeep.example"
+    (hop,) = (await run(operator, "routes", "--json")).json()
+    assert (hop["state"]["out_for"], hop["state"]["cause"]) == (1, "connection refused")
+    listed = await run(operator, "routes")
+    assert "out for 1 of 1" in listed.lines[1]
+    assert listed.lines[-1].endswith("its mail is parked: connection refused")
+    nowhere = await run(operator | {"MAIL_POSTGRES_DSN": "postgresql://127.0.0.1:1/mail"}, "routes")
+    assert (nowhere.code, "how they fare is not known" in nowhere.errors) == (0, True)

@@ -274,6 +274,24 @@ async def test_concurrent_transactions_with_one_key_make_one_delivery(served, ds
     assert await malformed(dsn) == []
 
 
+async def test_a_command_taken_while_another_waits_for_it_is_the_same_delivery(served, dsn, caller):
+    """The first is committed, taken and gone from the inbox before the second, which waited for it, goes on."""
+    asked = enqueueable(1, idempotency_key="k")
+    async with connected(dsn) as taker, connected(caller) as other:
+        async with taker.transaction():
+            first = await enqueue(taker, asked)
+            waiting = asyncio.create_task(enqueue(other, asked))
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            await taker.execute(
+                "INSERT INTO mail.idempotency_keys (source, key, fingerprint, delivery_id, first_status)"
+                " VALUES ('sql', 'k', '', $1, 'rendered')",
+                first,
+            )
+            await taker.execute("DELETE FROM mail.enqueued WHERE delivery_id = $1", first)
+        assert await waiting == first
+
+
 async def test_a_race_for_one_key_has_one_winner(served, dsn, caller):
     """Twenty callers at once with one key are answered one id, while the consumer takes what they commit."""
     asked = enqueueable(1, idempotency_key="k")

@@ -84,11 +84,12 @@ async def connected(listener):
 
 async def rest(reader):
     """Return what still comes until the connection is closed or reset."""
+    got = b""
     async with asyncio.timeout(PATIENCE_S):
-        try:
-            return await reader.read()
-        except ConnectionError:
-            return b""
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(65536):
+                got += piece
+    return got
 
 
 async def answers(listener):

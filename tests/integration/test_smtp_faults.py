@@ -124,6 +124,20 @@ async def test_a_dripping_server_does_not_outlast_the_timer(name):
 
 
 @on_both_loops
+async def test_a_tarpit_is_left_when_the_session_has_lasted_too_long():
+    """Each answer comes within its timer, and yet all of them take too long: a timeout before the dot, none after it."""
+    slow = Drip(b"250 ok\r\n", 0.05)
+    recipients = [f"r{number}@example.test" for number in range(100)]
+    async with scripted_peer(rcpt=slow) as peer:
+        outcome = await send(hop_to(peer.port, timers={"session_s": 1.0}), mail(*recipients))
+    assert (outcome.status, outcome.phase) == (AttemptStatus.TIMED_OUT, Phase.RCPT)
+    assert outcome.certainty is Certainty.NOT_DELIVERED
+    async with scripted_peer(dot=Drip(b"250 2.0.0 taken\r\n", 0.1)) as peer:
+        outcome = await send(hop_to(peer.port, timers={"session_s": 1.0}))
+    assert outcome.certainty is Certainty.DELIVERED
+
+
+@on_both_loops
 async def test_each_reply_of_a_pipelined_group_has_its_own_time():
     """A slow server that answers every command within its timer is not cut off because the group takes longer."""
     slow = Drip(b"250 ok\r\n", 0.02)

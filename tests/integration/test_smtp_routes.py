@@ -468,6 +468,7 @@ async def test_routes_are_listed(routes):
     assert shown.exit_code == 0
     assert rows[1] == [
         "default",
+        "-",
         "all",
         "else",
         "starttls",
@@ -479,9 +480,20 @@ async def test_routes_are_listed(routes):
         "mx2.example.org:25",
         "(10/3)",
     ]
-    assert rows[2] == ["partner", "example.com,", "*.example.com", "none", "-", "50", "-", "127.0.0.1:2525"]
+    assert rows[2] == [
+        "partner",
+        "-",
+        "example.com,",
+        "*.example.com",
+        "none",
+        "-",
+        "50",
+        "-",
+        "127.0.0.1:2525",
+    ]
     described = json.loads((await routes(text, "--json")).stdout)
     assert [hop["domains"] for hop in described] == [[], ["example.com", "*.example.com"]]
+    assert [hop["state"] for hop in described] == [None, None]  # there is no queue to ask
     assert PASSWORD not in str(described) + shown.output
 
 

@@ -34,7 +34,7 @@ async def _try(connection, statement, *arguments):
 
 def _legal(status, due, claimed_by, claimed, finished_):
     return (
-        due == (status in WAITING)
+        (due == (status in WAITING) or status is S.HELD)
         and claimed_by == (status is S.SENDING)
         and claimed == (status is S.SENDING)
         and finished_ == (status in TERMINAL)
@@ -43,7 +43,7 @@ def _legal(status, due, claimed_by, claimed, finished_):
 
 @pytest.mark.parametrize("status", S)
 async def test_a_status_has_exactly_its_columns(store, status):
-    """Waiting has a due time, sending a claim, an end its instant: every other combination is refused."""
+    """Waiting has a due time (held may), sending a claim, an end its instant: every other combination is refused."""
     delivery_id = await accepted(store)
     faults = []
     async with store.connection() as connection:

@@ -1,5 +1,6 @@
 """The breaker: a state machine that is driven in every order with a clock of its own."""
 
+import msgspec
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -8,6 +9,7 @@ from mailkeep.core.delivery import AttemptStatus, Certainty
 from mailkeep.core.outcome import Outcome, Phase, Scope, Severity, Verdict, uniform
 from mailkeep.dispatch.breaker import (
     FIRST_PROBE_S,
+    HINTED_PROBE_S,
     LAST_PROBE_S,
     OPENING_FAILURES,
     SLOW_START,
@@ -195,3 +197,14 @@ def test_it_resumes_slowly():
         breaker.ended(WELL)
         allowed.append(breaker.allowance(0))
     assert allowed == [2, 4, 6, 7, 7]
+
+
+def test_a_server_that_is_out_is_given_the_time_it_asks_for():
+    """A wait hint is respected upwards, up to ten minutes; a shorter one shortens nothing."""
+    for hint_s, wait_s in ((0.1, FIRST_PROBE_S), (300.0, 300.0), (86_400.0, HINTED_PROBE_S)):
+        clock = Clock()
+        breaker = Breaker(4, clock)
+        for _ in range(OPENING_FAILURES):
+            breaker.began()
+            breaker.ended(msgspec.structs.replace(OUT, wait_hint_s=hint_s))
+        assert breaker.wait_s() == wait_s

@@ -93,7 +93,7 @@ def test_every_route_is_described_and_nothing_else():
     }
     operators = {
         (method.lower(), route.path)
-        for route in operator_api(None, b"").routes  # its routes are made without asking the store
+        for route in operator_api(None, b"", {}).routes  # its routes are made without asking the store
         for method in route.methods - {"HEAD"}
     }
     described = {

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mailkeep.store.postgres import Store
 
 USUAL_LIMIT: Final = 100
+USUAL_ROWS: Final = 20
 MAX_LIMIT: Final = 10_000  # rows that a table still shows sensibly
 TITLES: Final = ("ID", "SIZE", "ACCEPTED", "CLASS", "STATUS", "NEXT ATTEMPT", "RECIPIENT", "REASON")
 
@@ -129,6 +130,34 @@ def flush(
         print(f"{flushed} deliveries are due now")
 
 
+@app.command()
+def shape(
+    *,
+    by: Annotated[str, typer.Option(help="domain, next_hop or class.")] = "domain",
+    limit: Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Rows to show.")] = USUAL_ROWS,
+    as_json: Json = False,
+) -> None:
+    """Show how old the queue is: live deliveries by age in minutes and by domain, next hop or class.
+
+    Old mail of one domain alone points at its mail server; of all domains at the next hop.
+    """
+    from mailkeep.cli._store import ask
+    from mailkeep.cli.output import print_json, table
+    from mailkeep.store.reads import ShapeBy
+
+    if by not in set(ShapeBy):
+        raise typer.BadParameter(f"{by!r} is none of: {', '.join(ShapeBy)}")
+    found = ask(lambda queue: queue.shape(ShapeBy(by), limit))
+    if as_json:
+        print_json(found)
+        return
+    bounds = [f"{bound:g}" for bound in found.bounds_min]
+    titles = (by.upper().replace("_", " "), "TOTAL", *bounds, f"{bounds[-1]}+")
+    print(table(titles, ((row.name, row.total, *row.counts) for row in found.rows)))
+    more = f", {found.groups - len(found.rows)} rows not shown" if found.groups > len(found.rows) else ""
+    print(f"-- {found.total} deliveries; columns are minutes since acceptance, up to{more}")
+
+
 Ids = Annotated[list[UUID], typer.Argument(metavar="ID…", help="Deliveries.")]
 Reason = Annotated[str, typer.Option(help="Why; recorded with your name.")]
 Actor = Annotated[str | None, typer.Option("--as", help="Who does it.", show_default="your login name")]
@@ -165,6 +194,15 @@ def confirm(delivery_ids: Ids, *, reason: Reason, actor: Actor = None, as_json: 
 
 
 @app.command()
+def delete(delivery_ids: Ids, *, reason: Reason, actor: Actor = None, as_json: Json = False) -> None:
+    """Erase the content of deliveries now; those that wait or are held are cancelled.
+
+    Their states and attempts stay until retention, so that the accounts hold.
+    """
+    _change("delete", delivery_ids, reason, actor, as_json=as_json)
+
+
+@app.command()
 def resend(
     delivery_ids: Ids,
     *,
@@ -195,12 +233,24 @@ def _change(
 ) -> None:
     import getpass
 
+    import msgspec
+
     from mailkeep.cli._store import ask_store
     from mailkeep.cli.output import fail, print_json
-    from mailkeep.operator.changes import Changed, NoSuchDeliveryError, OperatorVerbs, WrongStatusError
+    from mailkeep.operator.changes import (
+        Changed,
+        KeyTakenError,
+        NoSuchDeliveryError,
+        OperatorVerbs,
+        Why,
+        WrongStatusError,
+    )
     from mailkeep.store.changes import Verb
 
-    by = {"actor": actor or getpass.getuser(), "reason": reason}
+    try:
+        why = msgspec.convert({"actor": actor or getpass.getuser(), "reason": reason}, Why)
+    except msgspec.ValidationError as fault:
+        raise typer.BadParameter(str(fault)) from None
 
     async def run(store: "Store") -> tuple[list[Changed], list[str]]:
         verbs = OperatorVerbs(store)
@@ -209,10 +259,12 @@ def _change(
         for delivery_id in delivery_ids:
             try:
                 if verb == "resend":
-                    done.append(await verbs.resend(delivery_id, key=key, **by))
+                    done.append((await verbs.resend(delivery_id, why, key=key))[0])
                 else:
-                    done.append(await verbs.change(Verb(verb), delivery_id, **by))
-            except (NoSuchDeliveryError, WrongStatusError) as fault:
+                    done.append(await verbs.change(Verb(verb), delivery_id, why))
+            except WrongStatusError as fault:
+                refused.append(f"{delivery_id} {fault}")
+            except (NoSuchDeliveryError, KeyTakenError) as fault:
                 refused.append(str(fault))
         return done, refused
 
@@ -247,14 +299,16 @@ def describe_attempt(attempt: "AttemptView") -> "Iterator[str]":
 
 def _outages(replicas: "Iterable[ReplicaView]") -> "Iterator[str]":
     """Yield a line for each next hop that is out for a live replica."""
-    live = [replica for replica in replicas if replica.state == "live"]
-    for hop in sorted({hop for replica in live for hop in replica.hops_out}):
-        out = [replica.hops_out[hop] for replica in live if hop in replica.hops_out]
-        first = min(out, key=lambda one: one.since)
-        yield (
-            f"-- next hop {hop} is out for {len(out)} of {len(live)} replicas since {_instant(first.since)}, "
-            f"its mail is parked: {first.cause}"
-        )
+    from mailkeep.operator.queue import route_facts
+
+    known = list(replicas)
+    for hop in sorted({hop for replica in known for hop in replica.hops_out}):
+        route = route_facts(hop, known)
+        if route.since is not None:
+            yield (
+                f"-- next hop {hop} is out for {route.out_for} of {route.live_replicas} replicas since "
+                f"{_instant(route.since)}, its mail is parked: {route.cause}"
+            )
 
 
 def _filtered(context: typer.Context) -> bool:
@@ -295,7 +349,8 @@ def _facts(view: "DeliveryView") -> "Iterator[tuple[str, object]]":
     ):
         yield name, instant and _instant(instant)
     for recipient in view.recipients:
-        yield "recipient", f"{recipient.address or 'erased'}: {recipient.state}"
+        because = f" ({recipient.reason})" if recipient.reason else ""
+        yield "recipient", f"{recipient.address or 'erased'}: {recipient.state}{because}"
     yield "reason", view.reason and f"{view.reason} [{view.rule}]"
     yield "claimed by", view.claimed_by
     yield "parent", view.parent_id

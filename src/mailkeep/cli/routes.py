@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 if TYPE_CHECKING:
+    from mailkeep.operator.queue import ReplicaView, RouteFacts
     from mailkeep.smtp.next_hop import NextHop
     from mailkeep.smtp.probe import Probe
 
-TITLES: Final = ("NAME", "DOMAINS", "TLS", "LOGIN", "CONNECTIONS", "MESSAGES/S", "ADDRESSES")
+TITLES: Final = ("NAME", "STATE", "DOMAINS", "TLS", "LOGIN", "CONNECTIONS", "MESSAGES/S", "ADDRESSES")
 SHOWN_DOMAINS: Final = 3
 
 app = typer.Typer(invoke_without_command=True)
@@ -21,21 +22,49 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.callback()
 def routes(context: typer.Context, *, as_json: Json = False) -> None:
-    """List the next hops; limits are those of one process.
+    """List the next hops and how they fare; limits are those of one process.
 
-    An address with (10/3) has priority 10, the lowest being tried first, and weight 3.
+    The state comes from the live replicas, where MAIL_POSTGRES_DSN names their queue. An address with (10/3) has priority 10, the lowest being tried first, and weight 3.
     """
-    from mailkeep.cli.output import print_json, table
+    from mailkeep.cli.output import print_json, printable, table
 
     if context.invoked_subcommand is not None:
         return
     hops = _hops()
+    facts = _fare(hops)
     if as_json:
-        print_json([_described(hop) for hop in hops])
+        print_json([_described(hop) | {"state": facts.get(hop.name)} for hop in hops])
     elif hops:
-        print(table(TITLES, map(_row, hops)))
+        print(table(TITLES, (_row(hop, facts.get(hop.name)) for hop in hops)))
+        for fact in facts.values():
+            if fact.since is not None:
+                since = f"{fact.since:%Y-%m-%d %H:%M:%S}"
+                print(printable(f"-- {fact.next_hop} is out since {since}, its mail is parked: {fact.cause}"))
     else:
         print("There is no next hop: neither MAIL_SMTP_ADDR nor MAIL_ROUTES_FILE is set.")
+
+
+def _fare(hops: "list[NextHop]") -> "dict[str, RouteFacts]":
+    """Return how each hop fares for the live replicas; empty, and said so, where the queue can't be asked."""
+    import asyncio
+
+    from mailkeep.cli._store import open_store
+    from mailkeep.cli.output import load_settings
+    from mailkeep.operator.queue import OperatorQueue, route_facts
+    from mailkeep.store.errors import StoreUnavailableError
+
+    async def ask() -> "tuple[ReplicaView, ...]":
+        async with open_store() as store:
+            return await OperatorQueue(store).replicas()
+
+    if load_settings(find_dev=True).postgres_dsn is None:
+        return {}
+    try:
+        replicas = asyncio.run(ask())
+    except StoreUnavailableError as fault:
+        typer.echo(f"mailkeep: how they fare is not known: {fault}", err=True)
+        return {}
+    return {hop.name: route_facts(hop.name, replicas) for hop in hops}
 
 
 @app.command("test", short_help="Try every address; no mail is sent.")
@@ -78,11 +107,18 @@ async def _probes(hops: "list[NextHop]") -> "list[Probe]":
     return [await probe(hop, address) for hop in hops for address in hop.addresses]
 
 
-def _row(hop: "NextHop") -> tuple[object, ...]:
+def _state(facts: "RouteFacts | None") -> str:
+    if facts is None or not facts.live_replicas:
+        return "-"
+    return f"out for {facts.out_for} of {facts.live_replicas}" if facts.out_for else "ok"
+
+
+def _row(hop: "NextHop", state: "RouteFacts | None") -> tuple[object, ...]:
     more = f" and {len(hop.domains) - SHOWN_DOMAINS} more" if len(hop.domains) > SHOWN_DOMAINS else ""
     facts = _described(hop)
     return (
         hop.name,
+        _state(state),
         ", ".join(hop.domains[:SHOWN_DOMAINS]) + more or facts["takes"],
         facts["tls"] + ("" if hop.proves_itself or facts["tls"] == "none" else ", not verified"),
         facts["login"] or "-",

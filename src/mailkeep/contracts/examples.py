@@ -18,11 +18,17 @@ from mailkeep.store.group_commit import OverloadedError
 DELIVERY_ID: Final = "01a20320-a200-7d21-9f53-40a7c2b6e810"
 TEMPLATE_ID: Final = "01a20320-a205-7a4e-8b1c-93d2f4e60a77"
 SCHEDULED_ID: Final = "01a20320-a20a-70f6-a2d8-5be1c9704f3d"
+RESENT_ID: Final = "01a20320-a215-7b62-9e30-5d1fa84c7e06"
 LOGIN_CODE_ID: Final = "01a20320-a210-7c93-b64f-08d75a1e2b9c"
 REPLICA_ID: Final = "01a2031a-2df1-7e70-8d45-c61f0b92e7a4"
 UNKNOWN_ID: Final = "01a20320-0000-7000-8000-000000000000"
 KEY: Final = "order-10042"
+BOUNCED_ID: Final = "01a20320-a219-7b06-9c12-4fd83a50e1c6"
+SUPPRESSION_ID: Final = "01a20320-a21b-7f3d-8a40-6c95e0d7b218"
+RESEND_KEY: Final = "ticket-77"
+WHY: Final = {"reason": "wrong price in it", "actor": "ann"}
 FLUSH: Final = f"{ROOT}/queue/flush"
+SUPPRESSIONS: Final = f"{ROOT}/suppressions"
 _REQUESTED_AT_MS: Final = 1_795_348_799_888
 _IN_2100_MS: Final = 4_102_444_800_000
 
@@ -290,6 +296,16 @@ REFUSED: Final[dict[str, tuple[Exchange, ...]]] = {
             path=f"{DELIVERIES}/{UNKNOWN_ID}",
         ),
     ),
+    "WrongStatus": (
+        _refused(
+            "A delivery that has ended can't be held",
+            HttpCode.WRONG_STATUS,
+            "the delivery is sent; only what waits can be held",
+            method="POST",
+            path=f"{DELIVERIES}/{DELIVERY_ID}/hold",
+            body=WHY,
+        ),
+    ),
     "MethodNotAllowed": (
         _refused(
             "A method that is not described here",
@@ -346,6 +362,29 @@ REFUSED: Final[dict[str, tuple[Exchange, ...]]] = {
             body={},
         ),
     ),
+    "RefusedChange": (
+        _refused(
+            "A change without a reason",
+            FailureCode.MISSING_FIELD,
+            "reason: is required",
+            field="reason",
+            method="POST",
+            path=f"{DELIVERIES}/{DELIVERY_ID}/hold",
+            body={"actor": "ann"},
+        ),
+    ),
+    "RefusedResend": (
+        _refused(
+            "A key that belongs to the resend of another delivery",
+            FailureCode.IDEMPOTENCY_CONFLICT,
+            "the key belongs to the resend of another delivery",
+            field=KEY_HEADER,
+            method="POST",
+            path=f"{DELIVERIES}/{TEMPLATE_ID}/resend",
+            headers={KEY_HEADER: RESEND_KEY},
+            body=WHY,
+        ),
+    ),
     "RefusedFlush": (
         _refused(
             "Two filters at once",
@@ -382,7 +421,10 @@ _SENT: Final[dict[str, Any]] = {
     "guarantee": "at_least_once",
     "next_hop": "default",
     "domain": "example.org",
-    "recipients": [{"address": "a***@e***", "state": "sent"}, {"address": "b***@e***", "state": "sent"}],
+    "recipients": [
+        {"address": "a***@e***", "state": "sent", "reason": None},
+        {"address": "b***@e***", "state": "sent", "reason": None},
+    ],
     "size_bytes": 990,
     "attempts": 1,
     "takeovers": 0,
@@ -406,7 +448,7 @@ _WAITING: Final[dict[str, Any]] = {
     "class": "relay",
     "source": "api",
     "guarantee": "at_most_once",
-    "recipients": [{"address": "a***@e***", "state": "open"}],
+    "recipients": [{"address": "a***@e***", "state": "open", "reason": None}],
     "size_bytes": 358,
     "attempts": 0,
     "due_at": "2100-01-01T00:00:00Z",
@@ -454,10 +496,29 @@ _REPLICA: Final[dict[str, Any]] = {
 }
 
 
+_SUPPRESSION: Final[dict[str, Any]] = {
+    "suppression_id": SUPPRESSION_ID,
+    "address": "gone@example.org",
+    "reason": "hard_bounce",
+    "evidence": "550 5.1.1 No such user",
+    "rule": "rcpt_mailbox_gone",
+    "delivery_id": BOUNCED_ID,
+    "attempt": 1,
+    "actor": None,
+    "created_at": _ENDED_AT,
+    "expires_at": "2026-12-22T12:00:00.097390Z",
+}
+
+
 def _taken(name: str, summary: str, delivery_id: str, status: str, **request: Any) -> Exchange:  # noqa: ANN401 - the members of Exchange
     return Exchange(
         name=name, summary=summary, answer={"delivery_id": delivery_id, "status": status}, **request
     )
+
+
+def _changed(name: str, summary: str, delivery_id: str, status: str) -> Exchange:
+    path = f"{DELIVERIES}/{delivery_id}/{name}"
+    return _taken(name, summary, delivery_id, status, path=path, body=WHY)
 
 
 TAKEN: Final[dict[str, tuple[Exchange, ...]]] = {
@@ -509,6 +570,54 @@ TAKEN: Final[dict[str, tuple[Exchange, ...]]] = {
     "listAttempts": (
         Exchange(name="accepted", summary="The only attempt it took", answer={"attempts": [_ATTEMPT]}),
     ),
+    "holdDelivery": (_changed("hold", "Its price is wrong", SCHEDULED_ID, "held"),),
+    "releaseDelivery": (_changed("release", "The price was right", SCHEDULED_ID, "rendered"),),
+    "cancelDelivery": (_changed("cancel", "It was sent by hand", SCHEDULED_ID, "cancelled"),),
+    "resendDelivery": (
+        _taken(
+            "resend",
+            "Ann never saw it",
+            RESENT_ID,
+            "rendered",
+            path=f"{DELIVERIES}/{DELIVERY_ID}/resend",
+            headers={KEY_HEADER: RESEND_KEY},
+            body={"reason": "ann asks for it", "actor": "bo"},
+        ),
+    ),
+    "explainDelivery": (
+        Exchange(
+            name="explained",
+            summary="A delivery that was sent",
+            answer={
+                "delivery_id": DELIVERY_ID,
+                "status": "sent",
+                "class": "transactional",
+                "why": "every recipient was accepted by the next hop",
+                "next": "nothing; it has ended",
+                "next_at": None,
+                "expires_at": None,
+                "attempts": 1,
+                "waits_used": 0,
+                "waits": 9,
+                "route": {
+                    "next_hop": "default",
+                    "live_replicas": 1,
+                    "out_for": 0,
+                    "since": None,
+                    "cause": None,
+                },
+                "rule": {
+                    **_DELIVERED,
+                    "phase": "dot",
+                    "reply": "Ok",
+                    "certainty": "delivered",
+                    "recipients": _ATTEMPT["recipients"],
+                },
+                "template": None,
+                "changes": [],
+            },
+        ),
+    ),
     "listDeadLetters": (
         Exchange(name="none", summary="No dead letter", answer={"deliveries": [], "cursor": None}),
     ),
@@ -518,6 +627,22 @@ TAKEN: Final[dict[str, tuple[Exchange, ...]]] = {
             summary="No malformed command",
             query={"code": "invalid_json"},
             answer={"malformed_commands": [], "cursor": None},
+        ),
+    ),
+    "listSuppressions": (
+        Exchange(
+            name="hard_bounce",
+            summary="An address that its mail server does not know",
+            query={"recipient": "gone@example.org"},
+            answer={"suppressions": [_SUPPRESSION], "cursor": None},
+        ),
+    ),
+    "removeSuppression": (
+        Exchange(
+            name="removed",
+            summary="The mailbox is there again",
+            query={"actor": "ann", "note": "its owner called"},
+            answer=_SUPPRESSION,
         ),
     ),
     "listReplicas": (Exchange(name="one", summary="One replica", answer={"replicas": [_REPLICA]}),),

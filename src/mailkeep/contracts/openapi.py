@@ -10,7 +10,15 @@ from typing import Final
 
 import msgspec
 
-from mailkeep.contracts.examples import DELIVERY_ID, KEY, REFUSED, TAKEN, Exchange
+from mailkeep.contracts.examples import (
+    DELIVERY_ID,
+    KEY,
+    REFUSED,
+    SUPPRESSION_ID,
+    SUPPRESSIONS,
+    TAKEN,
+    Exchange,
+)
 from mailkeep.contracts.schemas import not_null, schemas
 from mailkeep.contracts.truth import COMMAND, Schema, one_of
 from mailkeep.core.command import MAX_KEY_CHARS, FailureCode, LoginCodeRequest
@@ -34,10 +42,17 @@ from mailkeep.operator.api import (
     FlushRequest,
     ListParameters,
     MalformedParameters,
+    RemovalParameters,
     ReplicaList,
+    SuppressionParameters,
 )
+from mailkeep.operator.changes import Changed, Why
+from mailkeep.operator.explain import Explanation
 from mailkeep.operator.malformed import MalformedPage
 from mailkeep.operator.queue import DeliveryPage, DeliveryView
+from mailkeep.operator.suppressions import SuppressionPage
+from mailkeep.store.changes import Verb
+from mailkeep.store.suppressions import Suppression
 
 API_VERSION: Final = "1.0.0"
 """Of what the document says, by semantic versioning; the `v1` of the paths is its first number."""
@@ -143,6 +158,15 @@ _DELIVERY_ID: Final[Schema] = {
 }
 
 
+_SUPPRESSION_ID: Final[Schema] = {
+    "name": "suppression_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "format": "uuid"},
+    "example": SUPPRESSION_ID,
+}
+
+
 def _query(kind: type[msgspec.Struct], *without: str) -> tuple[Schema, ...]:
     """Return the query parameters that are the members of `kind`."""
     members = schemas([kind], SCHEMAS)[kind.__name__]["properties"]
@@ -163,6 +187,7 @@ _REFUSED: Final = {
     "BadRequest": Refused(400, (_F.INVALID_JSON, _F.MISSING_FIELD, _F.INVALID_FIELD)),
     "Unauthorized": Refused(401, (_H.UNAUTHORIZED,)),
     "NotFound": Refused(404, (_H.NOT_FOUND,)),
+    "WrongStatus": Refused(409, (_H.WRONG_STATUS,)),
     "MethodNotAllowed": Refused(405, (_H.METHOD_NOT_ALLOWED,)),
     "TooLarge": Refused(413, (_F.TOO_LARGE,)),
     "UnsupportedMediaType": Refused(415, (_H.UNSUPPORTED_MEDIA_TYPE,)),
@@ -183,6 +208,10 @@ _REFUSED: Final = {
         ),
     ),
     "RefusedBatch": Refused(422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD, _F.TOO_LARGE)),
+    "RefusedChange": Refused(422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD)),
+    "RefusedResend": Refused(
+        422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD, _F.IDEMPOTENCY_CONFLICT)
+    ),
     "RefusedFlush": Refused(422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD)),
     "InternalError": Refused(500, (_H.INTERNAL_ERROR,)),
     "Unavailable": Refused(503, (_H.UNAVAILABLE, _H.OVERLOADED)),
@@ -198,6 +227,21 @@ _WRITING: Final = (
 )
 
 
+_CHANGES: Final = {
+    Verb.HOLD: ("Keep it from being sent", "For a delivery that waits, until it is released."),
+    Verb.RELEASE: (
+        "Let it go on",
+        "A held delivery, due now. One under `at_most_once` that may have been delivered is confirmed, cancelled or resent.",
+    ),
+    Verb.CANCEL: ("Never send it", "For a delivery that waits or is held."),
+    Verb.CONFIRM: ("It was delivered", "A held delivery, as the next hop's own log shows."),
+    Verb.DELETE: (
+        "Erase its content now",
+        "What waits or is held is cancelled by it; what has ended stays so. Its states and attempts remain until retention.",
+    ),
+}
+
+
 def _is(kind: type) -> Schema:
     return {"$ref": f"{SCHEMAS}{kind.__name__}"}
 
@@ -208,7 +252,8 @@ CALLS: Final = {
         path=LOGIN_CODES,
         tag="intake",
         summary="Take a login code",
-        description="`sent`: it is durable and will be sent. `suppressed`: it is kept, and stub mode sends nothing.",
+        description="`sent`: it is durable and will be sent. `suppressed`: it is kept, and not sent: stub mode, or the recipient "
+        "is on the suppression list.",
         parameters=(_key_header(required=True), _TRACEPARENT),
         takes=LoginCodeRequest.__name__,
         gives=_is(LoginCodeAnswer),
@@ -268,6 +313,44 @@ CALLS: Final = {
         gives=_is(AttemptList),
         refused=(*_READING, "NotFound"),
     ),
+    "explainDelivery": Call(
+        method="get",
+        path=f"{DELIVERIES}/{{delivery_id}}/explain",
+        tag="queue",
+        summary="Explain where it stands",
+        description="Why it is not sent yet, or how it ended; what happens next, and when.",
+        parameters=(_DELIVERY_ID,),
+        gives=_is(Explanation),
+        refused=(*_READING, "NotFound"),
+    ),
+    **{
+        f"{verb}Delivery": Call(
+            method="post",
+            path=f"{DELIVERIES}/{{delivery_id}}/{verb}",
+            tag="queue",
+            summary=summary,
+            description=description,
+            parameters=(_DELIVERY_ID,),
+            takes=Why.__name__,
+            gives=_is(Changed),
+            refused=(*_WRITING, "NotFound", "WrongStatus", "RefusedChange"),
+        )
+        for verb, (summary, description) in _CHANGES.items()
+    },
+    "resendDelivery": Call(
+        method="post",
+        path=f"{DELIVERIES}/{{delivery_id}}/resend",
+        tag="queue",
+        summary="Send its content once more",
+        description="A new delivery of what has ended or is held, for those of its recipients who did not get it, or all if all "
+        "did. Bytes and Message-ID stay, so that a receiver can tell. A held one is cancelled by it.",
+        parameters=(_DELIVERY_ID, _key_header()),
+        takes=Why.__name__,
+        status=202,
+        gives=_is(Changed),
+        replays=True,
+        refused=(*_WRITING, "NotFound", "WrongStatus", "RefusedResend"),
+    ),
     "listDeadLetters": Call(
         method="get",
         path=f"{ROOT}/dead-letters",
@@ -293,6 +376,26 @@ CALLS: Final = {
         summary="List replicas",
         gives=_is(ReplicaList),
         refused=_READING,
+    ),
+    "listSuppressions": Call(
+        method="get",
+        path=SUPPRESSIONS,
+        tag="suppressions",
+        summary="List suppressed addresses",
+        description="Those in force, newest first; the end is where `cursor` is null.",
+        parameters=_query(SuppressionParameters),
+        gives=_is(SuppressionPage),
+        refused=_READING,
+    ),
+    "removeSuppression": Call(
+        method="delete",
+        path=f"{SUPPRESSIONS}/{{suppression_id}}",
+        tag="suppressions",
+        summary="Let an address get mail again",
+        description="Answers what it was. Recorded with who did it and why.",
+        parameters=(_SUPPRESSION_ID, *_query(RemovalParameters)),
+        gives=_is(Suppression),
+        refused=(*_READING, "NotFound"),
     ),
     "flushQueue": Call(
         method="post",
@@ -321,10 +424,14 @@ _SHAPES: Final = (
     BatchAnswer,
     DeliveryPage,
     AttemptList,
+    Explanation,
     MalformedPage,
     ReplicaList,
+    Why,
+    Changed,
     FlushRequest,
     FlushAnswer,
+    SuppressionPage,
     Problem,
 )
 
@@ -351,6 +458,7 @@ def openapi() -> Schema:
         "tags": [
             {"name": "intake", "description": "What is answered 2xx is durable."},
             {"name": "queue", "description": "What operators read and do. Addresses come masked."},
+            {"name": "suppressions", "description": "Addresses that get no mail, in clear."},
             {"name": "description"},
         ],
         "paths": paths,

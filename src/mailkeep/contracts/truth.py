@@ -34,12 +34,30 @@ from mailkeep.core.delivery import Certainty, DeliveryClass, DeliveryStatus, Gua
 from mailkeep.core.malformed import Intake
 from mailkeep.core.outcome import Phase, Scope, Severity
 from mailkeep.core.queue import HopOut
+from mailkeep.core.suppression import SuppressionReason
 from mailkeep.intake.commands import MAX_AGE_S
 from mailkeep.intake.http import MAX_COMMANDS, BatchRequest, DeliveryAnswer, LoginCodeAnswer
 from mailkeep.intake.problems import URN, HttpCode, Problem
-from mailkeep.operator.api import FlushRequest, ListParameters, MalformedParameters
+from mailkeep.operator.api import (
+    FlushRequest,
+    ListParameters,
+    MalformedParameters,
+    RemovalParameters,
+    SuppressionParameters,
+)
+from mailkeep.operator.changes import Changed, Why
+from mailkeep.operator.explain import Explanation, RuleFacts
 from mailkeep.operator.malformed import MalformedView
-from mailkeep.operator.queue import WAITING_WORD, AttemptView, DeliveryView, RecipientView, ReplicaView
+from mailkeep.operator.queue import (
+    WAITING_WORD,
+    AttemptView,
+    DeliveryView,
+    RecipientView,
+    ReplicaView,
+    RouteFacts,
+)
+from mailkeep.store.changes import Verb
+from mailkeep.store.reads import StoredChange
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -194,12 +212,29 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
         "source": {"description": "As the command had it."},
         "cursor": {"description": "`cursor` of the page before."},
     },
+    SuppressionParameters: {
+        "recipient": saying("The whole address of one recipient.", **_MAILBOX),
+        "reason": one_of(SuppressionReason),
+        "cursor": {"description": "`cursor` of the page before."},
+    },
+    RemovalParameters: {"actor": saying("Who.", **_ONE_LINE), "note": saying("Why.", **_ONE_LINE)},
     FlushRequest: {
         "domain": {"description": "Of the first recipient."},
         "next_hop": {"description": "By its name."},
     },
     LoginCodeAnswer: {"outcome": one_of(("sent", "suppressed"))},
     DeliveryAnswer: {"status": one_of(DeliveryStatus)},
+    Explanation: {"class": one_of(DeliveryClass)},
+    RuleFacts: {
+        "severity": one_of(Severity),
+        "scope": one_of(Scope),
+        "phase": one_of(Phase),
+        "certainty": one_of(Certainty),
+    },
+    RouteFacts: {"since": {"format": "date-time"}},
+    StoredChange: {"verb": one_of((*Verb, "resend")), "status": one_of(DeliveryStatus)},
+    Changed: {"status": one_of(DeliveryStatus)},
+    Why: {"reason": _ONE_LINE, "actor": saying("Who does it; a name that your people know.", **_ONE_LINE)},
     DeliveryView: {
         "class": one_of(DeliveryClass),
         "source": one_of(Source),

@@ -386,7 +386,12 @@ def check_subject(subject: str, limits: Limits, field: str) -> None:
     """Raise `CommandError` unless `subject` is one line of bounded length that cannot break a header."""
     if len(subject) > limits.subject_chars:
         raise CommandError(FailureCode.TOO_LARGE, field, f"is longer than {limits.subject_chars} characters")
-    if _CONTROL.search(subject):
+    check_line(subject, field)
+
+
+def check_line(text: str, field: str) -> None:
+    """Raise `CommandError` unless `text` is one line without control characters."""
+    if _CONTROL.search(text):
         raise CommandError(FailureCode.INVALID_FIELD, field, "contains a control character or line break")
 
 

@@ -1,7 +1,7 @@
 """A breaker per next hop: an outage parks the hop's mail instead of burning its ladders.
 
 closed -> (outage-scoped failures) -> open -> (after a wait) -> probing with one message -> closed again with slow start,
-or open for twice as long. Each replica keeps its own; nothing here is shared or stored.
+or open for twice as long, or as long as the server asked for. Each replica keeps its own; nothing here is shared or stored.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ OPENING_FAILURES: Final = 3
 """Outage-scoped failures in a row that open the breaker; a refused credential opens it at once."""
 FIRST_PROBE_S: Final = 1.0
 LAST_PROBE_S: Final = 60.0
+HINTED_PROBE_S: Final = 600.0
+"""The longest wait that a server may ask for while it is out: a probe each ten minutes harms nobody, parked mail does."""
 SLOW_START: Final = 2
 """Attempts allowed at once right after a probe succeeded; each success allows two more, up to the hop's limit."""
 
@@ -83,7 +85,7 @@ class Breaker:
             return False
         opened = self.state is BreakerState.CLOSED
         self.state = BreakerState.OPEN
-        self._opened_until = self._clock() + self._probe_s
+        self._opened_until = self._clock() + max(self._probe_s, min(outcome.wait_hint_s, HINTED_PROBE_S))
         return opened
 
     def _succeeded(self) -> bool:

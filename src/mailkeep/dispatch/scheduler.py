@@ -7,13 +7,14 @@ not in memory (a commit whose answer was lost) are given back: here no claim of 
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
 import structlog
 
-from mailkeep.core.delivery import DeliveryClass
-from mailkeep.core.queue import ClaimKey
+from mailkeep.core.delivery import DeliveryClass, DeliveryStatus
+from mailkeep.core.queue import Claim, ClaimKey
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.worker import AttemptWorkerPool
@@ -99,10 +100,22 @@ class AttemptScheduler:
         claims = await self._store.claim_due(self._replica.id, wanted, at_most) if wanted else []
         if claims:
             reach(FaultPoint.CLAIM_AFTER_COMMIT)
-        for claim in claims:
-            self._pool.hand_over(claim)
-        if not claims:
+            await self._hand_over(claims)
+        else:
             await self._sleep(await self._pause_s([(hop, name) for hop, name, _ in wanted]))
+
+    async def _hand_over(self, claims: Sequence[Claim]) -> None:
+        """Give the workers what may be sent: since it was accepted, the suppression list may have grown."""
+        suppressed = {left.id: left for left in await self._store.suppress(claims)}
+        for claim in claims:
+            left = suppressed.get(claim.id)
+            if left is not None:
+                claim.recipient_states = left.recipient_states
+                self._log.info(
+                    "recipients are suppressed", delivery_id=str(claim.id), delivery_status=left.status
+                )
+            if left is None or left.status is DeliveryStatus.SENDING:
+                self._pool.hand_over(claim)
 
     async def _pause_s(self, wanted: list[tuple[str, DeliveryClass]]) -> float:
         probes = [breaker.wait_s() for breaker in self._pool.breakers.values() if breaker.wait_s()]
@@ -125,7 +138,7 @@ class AttemptScheduler:
             suspect = await self._store.claim_suspect(self._replica.id, sorted({hop for hop, _, _ in wanted}))
             if suspect is not None:
                 self._suspect = suspect.id
-                self._pool.hand_over(suspect)
+                await self._hand_over([suspect])
         await self._give_back_forgotten()
 
     async def _give_back_forgotten(self) -> None:

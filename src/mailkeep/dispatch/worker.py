@@ -22,7 +22,6 @@ from mailkeep.core.delivery import (
     AttemptStatus,
     Certainty,
     DeliveryClass,
-    DeliveryStatus,
     Guarantee,
     RecipientState,
 )
@@ -40,6 +39,7 @@ from mailkeep.smtp.next_hop import NextHop
 from mailkeep.smtp.pool import Pool
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
+from mailkeep.telemetry import tracing
 
 HELD_PER_WORKER: Final = 8
 """Claims held in memory for each worker: enough that none idles while the next batch is claimed."""
@@ -249,6 +249,13 @@ class AttemptWorkerPool:
         return crowd is None or (self._right_of_way.is_clear and crowd.has_room)
 
     async def _attempt(self, claim: Claim, fence: ClaimFence, begun_s: float) -> None:
+        number = claim.attempts + 1
+        with tracing.attempt_span(
+            claim.traceparent, delivery_id=str(claim.id), number=number, route=claim.next_hop
+        ):
+            await self._try(claim, fence, begun_s)
+
+    async def _try(self, claim: Claim, fence: ClaimFence, begun_s: float) -> None:
         waited_s = time.monotonic() - begun_s
         reach(FaultPoint.ATTEMPT_BEGINS)
         try:
@@ -324,6 +331,13 @@ class AttemptWorkerPool:
             self._replica.hops_out[hop] = HopOut(breaker.last_cause, since)
 
     async def _record(self, claim: Claim, outcome: Outcome) -> None:
+        tracing.tell_outcome(
+            status=outcome.status,
+            phase=outcome.phase,
+            rule=outcome.rule,
+            certainty=outcome.certainty,
+            delivered=outcome.severity is Severity.SUCCESS,
+        )
         decision = decide(
             states=claim.recipient_states,
             outcome=outcome,
@@ -335,7 +349,7 @@ class AttemptWorkerPool:
         )
         status = await self._recorder.finish(FinishedAttempt(claim, outcome, decision))
         self._forget(claim)
-        if status is not None and status is not DeliveryStatus.SENT:
+        if status is not None and outcome.severity is not Severity.SUCCESS:
             self._log.info(
                 "attempt did not deliver",
                 delivery_id=str(claim.id),

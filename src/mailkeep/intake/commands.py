@@ -22,13 +22,13 @@ from mailkeep.core.command import (
     parse_request,
 )
 from mailkeep.core.malformed import Intake, Malformed, malformed
-from mailkeep.core.queue import KeyHolder
 from mailkeep.intake.accept import Accept, Accepted, Prepared
 from mailkeep.intake.stream_entry import REQUIRED, REQUIRED_OF_STREAM, parse_entry
 from mailkeep.store.errors import StoreError, StoreUnavailableError
 from mailkeep.store.group_commit import OverloadedError
 from mailkeep.store.malformed import MalformedCommands
-from mailkeep.store.postgres import Store
+from mailkeep.store.postgres import Store, Stored
+from mailkeep.telemetry import metrics, tracing
 
 SLICE: Final = 4
 """Commands prepared before the event loop gets a turn: less than a millisecond, which a login code may have to wait."""
@@ -59,9 +59,6 @@ class RawCommand(msgspec.Struct, frozen=True):
         return malformed(self.intake, self.entry_id, self.fields, fault, self.delivery_id)
 
 
-Stored = UUID | KeyHolder | StoreError
-
-
 class _Undeliverable(msgspec.Struct, frozen=True):
     """A valid command that can't be delivered as things are now; it may have been accepted when they were otherwise."""
 
@@ -89,12 +86,17 @@ class CommandIntake:
 
         Raises `StoreUnavailableError`: then the whole batch is to be taken again, which doubles nothing.
         """
+        with tracing.batch_span("take commands"):
+            return await self._take(commands)
+
+    async def _take(self, commands: Sequence[RawCommand]) -> list[Accepted | Malformed]:
         prepared: list[_Ready] = []
         committing: list[asyncio.Future[list[Stored | BaseException]]] = []
         for start in range(0, len(commands), PART):
             part = [await self._in_turn(command) for command in commands[start : start + PART]]
             committing.append(await self._commit([ready for ready in part if isinstance(ready, Prepared)]))
             prepared += part
+            tracing.link(ready.new.traceparent for ready in part if isinstance(ready, Prepared))
         stored = iter([answer for part_of_it in committing for answer in await part_of_it])
         answers = [
             await self._answer(command, ready, stored)
@@ -117,7 +119,10 @@ class CommandIntake:
             key, parsed = request.idempotency_key or str(delivery_id), parse_request(request, rules)
             try:
                 return self._accept.prepare(
-                    parsed, key=key, delivery_id=delivery_id, traceparent=request.traceparent
+                    parsed,
+                    key=key,
+                    delivery_id=delivery_id,
+                    traceparent=request.traceparent or tracing.current_traceparent(None),
                 )
             except CommandError as fault:
                 return _Undeliverable(parsed, key, fault)
@@ -178,6 +183,10 @@ class CommandIntake:
         return CommandError(FailureCode.INVALID_FIELD, "", f"met a fault of Mailkeep: {type(fault).__name__}")
 
     def _say(self, refused: Sequence[Malformed]) -> None:
+        metrics.count(
+            metrics.MALFORMED,
+            ((record.failure_code,) for record in refused if record.intake is Intake.STREAM),
+        )
         for record in refused:
             log = self._log.bind(
                 entry_id=record.entry_id,

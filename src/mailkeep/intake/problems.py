@@ -31,6 +31,7 @@ class HttpCode(StrEnum):
     UNAUTHORIZED = "unauthorized"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    WRONG_STATUS = "wrong_status"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     UNAVAILABLE = "unavailable"
     OVERLOADED = "overloaded"
@@ -54,6 +55,7 @@ _KINDS: Final[dict[str, tuple[int, str]]] = {
     HttpCode.UNAUTHORIZED: (401, "A valid bearer token is required"),
     HttpCode.NOT_FOUND: (404, "There is nothing here"),
     HttpCode.METHOD_NOT_ALLOWED: (405, "The method is not allowed here"),
+    HttpCode.WRONG_STATUS: (409, "The delivery stands where this does not apply"),
     HttpCode.UNSUPPORTED_MEDIA_TYPE: (415, "The body must be plain application/json"),
     HttpCode.UNAVAILABLE: (503, "The queue can't be reached now"),
     HttpCode.OVERLOADED: (503, "Too much is waiting already"),

@@ -1,13 +1,14 @@
-"""Changes by hand, over HTTP and on the command line alike: hold, release, cancel, confirm, resend.
+"""Changes by hand, over HTTP and on the command line alike: hold, release, cancel, confirm, delete, resend.
 
 Each names who did it and why, and is recorded with the change. What can't be done is told with where the delivery stands.
 """
 
-from typing import Final
+from typing import Annotated, Final
 from uuid import UUID
 
 import msgspec
 
+from mailkeep.core.command import check_line
 from mailkeep.core.delivery import DeliveryStatus, Guarantee
 from mailkeep.store.changes import OperatorChanges, Verb
 from mailkeep.store.postgres import Store
@@ -21,6 +22,7 @@ _ONLY_FROM: Final = {
     Verb.RELEASE: "only what is held can be released",
     Verb.CANCEL: "only what waits or is held can be cancelled",
     Verb.CONFIRM: "only what is held can be confirmed",
+    Verb.DELETE: "its replica is at it; delete it when that attempt is over",
 }
 
 
@@ -28,8 +30,22 @@ class NoSuchDeliveryError(LookupError):
     """No delivery has this id."""
 
 
+class KeyTakenError(Exception):
+    """The idempotency key belongs to the resend of another delivery."""
+
+
 class WrongStatusError(Exception):
-    """The delivery stands where the change does not apply; the message says where, and what else can be done."""
+    """The delivery stands where the change does not apply.
+
+    The message says where, and what else can be done: a sentence that begins with its verb.
+    """
+
+
+class Why(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a delivery is changed by hand, and who does it; recorded with the change."""
+
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REASON_CHARS)]
+    actor: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ACTOR_CHARS)] = "api"
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -40,36 +56,39 @@ class Changed(msgspec.Struct, frozen=True):
 
 
 class OperatorVerbs:
-    """Verbs raise `NoSuchDeliveryError`, `WrongStatusError` and `StoreUnavailableError`.
-
-    `actor` has 1 to `MAX_ACTOR_CHARS` characters, `reason` 1 to `MAX_REASON_CHARS`.
-    """
+    """Verbs raise `CommandError` (of `why`), `NoSuchDeliveryError`, `WrongStatusError` and `StoreUnavailableError`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._changes = OperatorChanges(store)
         self._reads = QueueReads(store)
 
-    async def change(self, verb: Verb, delivery_id: UUID, *, actor: str, reason: str) -> Changed:
-        """Hold, release, cancel or confirm one delivery."""
-        status = await self._changes.change(verb, delivery_id, actor=actor, reason=reason)
+    async def change(self, verb: Verb, delivery_id: UUID, why: Why) -> Changed:
+        """Hold, release, cancel, confirm or delete one delivery."""
+        _check(why)
+        status = await self._changes.change(verb, delivery_id, actor=why.actor, reason=why.reason)
         if status is None:
             raise WrongStatusError(_why_not(verb, await self._delivery(delivery_id)))
         if verb is Verb.RELEASE:
             await self._store.notify_due()
         return Changed(delivery_id, status)
 
-    async def resend(self, parent_id: UUID, *, key: str | None, actor: str, reason: str) -> Changed:
+    async def resend(self, parent_id: UUID, why: Why, *, key: str | None) -> tuple[Changed, bool]:
         """Make a new delivery of the content of one that has ended or is held; the same `key` makes no second one.
 
-        It is addressed to those who did not get the mail, or to all if all did. A held parent is cancelled.
+        It is addressed to those who did not get the mail, or to all if all did. A held parent is cancelled. Answers the new
+        delivery as it was at birth, and whether it was made by an earlier call. Raises `KeyTakenError`, too.
         """
+        _check(why)
         parent = await self._delivery(parent_id)
-        made = await self._changes.resend(parent_id, parent.recipients, key=key, actor=actor, reason=reason)
+        made = await self._changes.resend(
+            parent_id, parent.recipients, key=key, actor=why.actor, reason=why.reason
+        )
         if made is None:
-            raise WrongStatusError(_why_no_resend(await self._delivery(parent_id), key))
-        await self._store.notify_due()
-        return Changed(made, DeliveryStatus.RENDERED)
+            raise _why_no_resend(await self._delivery(parent_id))
+        if not made.replayed:
+            await self._store.notify_due()
+        return Changed(made.delivery_id, DeliveryStatus.RENDERED), made.replayed
 
     async def _delivery(self, delivery_id: UUID) -> StoredDelivery:
         delivery = await self._reads.delivery(delivery_id)
@@ -78,19 +97,24 @@ class OperatorVerbs:
         return delivery
 
 
+def _check(why: Why) -> None:
+    check_line(why.reason, "reason")
+    check_line(why.actor, "actor")
+
+
 def _why_not(verb: Verb, delivery: StoredDelivery) -> str:
     if verb is Verb.RELEASE and delivery.status is DeliveryStatus.HELD:
         assert delivery.guarantee == Guarantee.AT_MOST_ONCE
         return (
-            f"{delivery.id} may have been delivered, and at_most_once forbids a second copy; "
+            "may have been delivered, and at_most_once forbids a second copy; "
             "confirm it, cancel it, or resend it if a second copy is the lesser evil"
         )
-    return f"{delivery.id} is {delivery.status}; {_ONLY_FROM[verb]}"
+    return f"is {delivery.status}; {_ONLY_FROM[verb]}"
 
 
-def _why_no_resend(parent: StoredDelivery, key: str | None) -> str:
+def _why_no_resend(parent: StoredDelivery) -> Exception:
     if parent.status in (DeliveryStatus.QUEUED, DeliveryStatus.RENDERED, DeliveryStatus.SENDING):
-        return f"{parent.id} is {parent.status}, so that it is sent anyway; flush it to send it now"
+        return WrongStatusError(f"is {parent.status}, so that it is sent anyway; flush it to send it now")
     if not parent.recipients:
-        return f"the content of {parent.id} is erased; the program that sent it must send it anew"
-    return f"the key {key!r} belongs to another resend"
+        return WrongStatusError("has no content any more; the program that sent it must send it anew")
+    return KeyTakenError("the key belongs to the resend of another delivery")

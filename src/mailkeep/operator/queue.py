@@ -31,6 +31,8 @@ from mailkeep.store.reads import (
     DeliveryFilter,
     QueueFilter,
     QueueReads,
+    Shape,
+    ShapeBy,
     StoredAttempt,
     StoredDelivery,
     StoredReplica,
@@ -53,10 +55,14 @@ E = TypeVar("E", DeliveryStatus, DeliveryClass, Source)
 
 
 class RecipientView(msgspec.Struct, frozen=True):
-    """One recipient; `address` is masked, and None once the payload is erased."""
+    """One recipient; `address` is masked, and None once the payload is erased.
+
+    `reason` is why the suppression list left it out; of all else that befell it the attempts tell.
+    """
 
     address: str | None
     state: str
+    reason: str | None
 
 
 class DeliveryView(msgspec.Struct, frozen=True, rename={"delivery_class": "class"}):
@@ -133,6 +139,16 @@ class ReplicaView(msgspec.Struct, frozen=True):
     last_seen_at: datetime
     silent_s: float
     hops_out: dict[str, HopOut]
+
+
+class RouteFacts(msgspec.Struct, frozen=True):
+    """The next hop, and for how many of the live replicas it is out; `since` and `cause` are of the first that noticed."""
+
+    next_hop: str
+    live_replicas: int
+    out_for: int = 0
+    since: datetime | None = None
+    cause: str | None = None
 
 
 class DeliveryPage(msgspec.Struct, frozen=True):
@@ -221,7 +237,11 @@ class OperatorQueue:
 
     async def replicas(self) -> tuple[ReplicaView, ...]:
         """Return the replicas that are known, the newest first."""
-        return tuple(map(_replica_view, await self._reads.replicas()))
+        return tuple(map(replica_view, await self._reads.replicas()))
+
+    async def shape(self, by: ShapeBy, limit: int) -> Shape:
+        """Return the live deliveries by age and `by`, the `limit` fullest rows."""
+        return await self._reads.shape(by, limit)
 
     async def flush(
         self, *, delivery_id: UUID | None = None, domain: str | None = None, next_hop: str | None = None
@@ -292,7 +312,8 @@ def _delivery_view(stored: StoredDelivery) -> DeliveryView:
 def _recipient_views(stored: StoredDelivery) -> Iterable[RecipientView]:
     for ordinal, letter in enumerate(stored.recipient_states):
         address = mask_address(stored.recipients[ordinal]) if stored.recipients else None
-        yield RecipientView(address, _STATE_WORDS[RecipientState(letter)])
+        reason = stored.suppressed_because[ordinal] if stored.suppressed_because else None
+        yield RecipientView(address, _STATE_WORDS[RecipientState(letter)], reason)
 
 
 def _attempt_view(stored: StoredAttempt) -> AttemptView:
@@ -313,7 +334,8 @@ def _attempt_under_way(stored: StoredDelivery) -> AttemptView:
     )
 
 
-def _replica_view(stored: StoredReplica) -> ReplicaView:
+def replica_view(stored: StoredReplica) -> ReplicaView:
+    """Return a replica as operators see it."""
     state = "lost" if stored.lost_at else "stopped" if stored.stopped_at else "live"
     return ReplicaView(
         replica_id=stored.id,
@@ -327,6 +349,16 @@ def _replica_view(stored: StoredReplica) -> ReplicaView:
         silent_s=stored.silent_s,
         hops_out=stored.hops_out,
     )
+
+
+def route_facts(next_hop: str, replicas: Iterable[ReplicaView]) -> RouteFacts:
+    """Return how `next_hop` fares for those of `replicas` that are live."""
+    live = [replica for replica in replicas if replica.state == "live"]
+    out = [replica.hops_out[next_hop] for replica in live if next_hop in replica.hops_out]
+    if not out:
+        return RouteFacts(next_hop, len(live))
+    first = min(out, key=lambda one: one.since)
+    return RouteFacts(next_hop, len(live), len(out), first.since, first.cause)
 
 
 def _statuses(words: Iterable[str]) -> frozenset[DeliveryStatus]:

@@ -60,6 +60,7 @@ TIMERS: Final = (
     "block",
     "dot",
     "quit",
+    "session",
 )
 _HOP_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")  # it stands in rows, metrics and log lines
 _TIMER: Final = duration("100ms", "1h")

@@ -36,6 +36,9 @@ class Timers(msgspec.Struct, frozen=True):
     block_s: float = 60.0  # until the network took one block of the body
     dot_s: float = 600.0  # each second cut here makes unknown outcomes
     quit_s: float = 2.0  # QUIT or RSET, which nobody waits for
+    session_s: float = (
+        1800.0  # all of an attempt over one connection but the answer to the dot: ends a tarpit
+    )
 
     def __post_init__(self) -> None:
         """Refuse a timer that would never let a server answer."""
@@ -45,7 +48,7 @@ class Timers(msgspec.Struct, frozen=True):
     def capped(self, cap_s: float, dot_s: float) -> "Timers":
         """Return these timers with every phase cut to `cap_s` but the final dot, which gets `dot_s`."""
         cut = {name: min(limit_s, cap_s) for name, limit_s in msgspec.structs.asdict(self).items()}
-        return Timers(**(cut | {"dot_s": dot_s}))
+        return Timers(**(cut | {"dot_s": dot_s, "session_s": self.session_s}))
 
     def by_phase(self) -> dict[Phase, float]:
         """Return the limit of each phase in seconds."""

@@ -1,6 +1,7 @@
 """One connection to a next hop: bytes, timers and TLS. The words come from `dialog`, spoken through `converse`.
 
-Each reply has one timer for all of it, so that a server that drips bytes gains nothing. Replies are taken only as answers
+Each reply has one timer for all of it, so that a server that drips bytes gains nothing; all of them together have a generous
+one, so that a tarpit ends, and only the answer to the final dot is waited for beyond that. Replies are taken only as answers
 to what was asked. Bytes that nobody asked for end the session (those behind the answer to STARTTLS above all: RFC 3207
 section 6), because pairing them with the next command could turn a refusal into a success; the body and the final dot
 leave only while nothing is unread. What goes wrong is raised as `SessionBrokenError`, which `converse` turns into a value.
@@ -65,6 +66,7 @@ class Session(asyncio.Protocol):
     __slots__ = (
         "_alarm",
         "_broken",
+        "_deadline_s",
         "_farewell",
         "_gone",
         "_group",
@@ -104,6 +106,7 @@ class Session(asyncio.Protocol):
         self.heard = heard
         self._hop = hop
         self._limits = hop.timers.by_phase()
+        self._deadline_s = self.began_s + hop.timers.session_s
         self._place = place
         self._socket = connection
         self._poll = select.poll()
@@ -225,6 +228,7 @@ class Session(asyncio.Protocol):
         """Take a resting session into use for a new attempt; return its fresh transcript."""
         self._on_rest_over = None
         self._alarm.clear()
+        self._deadline_s = time.monotonic() + self._hop.timers.session_s
         self.heard = []
         return self.heard
 
@@ -277,7 +281,7 @@ class Session(asyncio.Protocol):
             self._end_rest()
             self._wake()
         elif fresh:
-            self._alarm.set(self._limits[self._group[-self._missing].phase])
+            self._alarm.set(self._limit_s(self._group[-self._missing].phase))
 
     def eof_received(self) -> None:
         """Note the end; the transport closes itself."""
@@ -307,6 +311,11 @@ class Session(asyncio.Protocol):
         """From here on the server has the word, once for each of `group`."""
         self._group, self._replies, self._missing, self._farewell = group, [], len(group), False
 
+    def _limit_s(self, phase: Phase) -> float:
+        limit_s = self._limits[phase]
+        # The answer to the dot is worth its whole time: cut off it is an unknown outcome.
+        return limit_s if phase is Phase.DOT else min(limit_s, max(self._deadline_s - time.monotonic(), 0.0))
+
     @property
     def _unread(self) -> bool:
         return self._stray or self._parser.pending
@@ -317,7 +326,7 @@ class Session(asyncio.Protocol):
 
     async def _answer(self) -> None:
         """Wait until the group is answered; each of its replies has its own time."""
-        self._alarm.set(self._limits[self._group[0].phase])
+        self._alarm.set(self._limit_s(self._group[0].phase))
         while not self._answered:
             self._require_life()
             await self._sleep()
@@ -330,7 +339,7 @@ class Session(asyncio.Protocol):
             return
         self._require_life()
         self._write(block)
-        self._alarm.set(self._limits[Phase.BODY])
+        self._alarm.set(self._limit_s(Phase.BODY))
         while self._paused and not self._replies:
             await self._sleep()
             self._require_life()

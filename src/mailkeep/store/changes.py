@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from uuid import UUID
 
+import msgspec
+
 from mailkeep.core.delivery import DeliveryStatus, Source
 from mailkeep.core.idempotency import address_hash
 from mailkeep.store.postgres import Store
@@ -19,6 +21,14 @@ class Verb(StrEnum):
     RELEASE = "release"
     CANCEL = "cancel"
     CONFIRM = "confirm"
+    DELETE = "delete"
+
+
+class Resent(msgspec.Struct, frozen=True):
+    """The delivery that a resend made; `replayed` if an earlier one under the same key did."""
+
+    delivery_id: UUID
+    replayed: bool
 
 
 class OperatorChanges:
@@ -42,18 +52,18 @@ class OperatorChanges:
         key: str | None = None,
         actor: str,
         reason: str,
-    ) -> UUID | None:
+    ) -> Resent | None:
         """Make a new delivery of a parent's content, for those of its `recipients` (all of them, in order) who did not get it.
 
-        Answers its id, or that of the one made under `key` before; None where the parent is not at rest or its content is
-        erased.
+        None where the parent is not at rest, its content is erased, or `key` belongs to the resend of another.
         """
         hashes = [address_hash(address, self._store.hash_key) for address in recipients]
         rows = await self._store.fetch("resend", parent_id, key, actor, reason, hashes)
         if rows:
-            made: UUID = rows[0]["id"]
-            return made
+            return Resent(rows[0]["id"], replayed=False)
         held_by = await self._store.find_keys([(Source.OPERATOR_RESEND, key)] if key else [])
         holder = held_by.get((Source.OPERATOR_RESEND, key or ""))
         # A key is taken under the fingerprint of its parent: that of another resend answers nothing.
-        return holder.delivery_id if holder and holder.fingerprint == parent_id.bytes else None
+        if holder is None or holder.fingerprint != parent_id.bytes:
+            return None
+        return Resent(holder.delivery_id, replayed=True)

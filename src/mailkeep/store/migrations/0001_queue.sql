@@ -63,7 +63,12 @@ CREATE TABLE mail.deliveries (
     supersede_hash bytea,
     parent_id uuid,
     traceparent text,
-    CONSTRAINT deliveries_waiting_has_due_at CHECK ((due_at IS NOT NULL) = (status IN ('queued', 'rendered'))),
+    -- A held one keeps the time that it waited for.
+    CONSTRAINT deliveries_waiting_has_due_at CHECK (CASE status
+        WHEN 'queued' THEN due_at IS NOT NULL
+        WHEN 'rendered' THEN due_at IS NOT NULL
+        WHEN 'held' THEN true
+        ELSE due_at IS NULL END),
     CONSTRAINT deliveries_sending_has_claim CHECK (
         (claimed_by IS NOT NULL) = (status = 'sending') AND (claimed_at IS NOT NULL) = (status = 'sending')),
     CONSTRAINT deliveries_ended_has_finished_at CHECK (

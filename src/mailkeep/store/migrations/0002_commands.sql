@@ -53,6 +53,7 @@ DECLARE
     has_own_id boolean := wanted_id ~ '^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-7[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$';
     answer uuid := CASE WHEN has_own_id THEN wanted_id::uuid ELSE mail.new_id() END;
     earlier uuid;
+    row_id uuid;
 BEGIN
     IF command IS NULL OR jsonb_typeof(command) <> 'object' THEN
         RAISE EXCEPTION 'mail.enqueue takes a JSON object, such as {"payload_mode": "rendered", "payload": {…}}'
@@ -68,13 +69,17 @@ BEGIN
     END IF;
     -- A source or key that is too long to be valid holds nothing; the command is refused when it is taken.
     WHILE length(wanted_source) <= 255 AND length(wanted_key) BETWEEN 1 AND 255 LOOP
-        SELECT delivery_id INTO earlier FROM mail.idempotency_keys k WHERE k.source = wanted_source AND k.key = wanted_key;
-        EXIT WHEN FOUND;
         INSERT INTO mail.enqueued (command, size_bytes, delivery_id, source, key)
         VALUES (command, octet_length(command::text), answer, wanted_source, wanted_key)
-        ON CONFLICT (source, key) DO NOTHING;
+        ON CONFLICT (source, key) DO NOTHING RETURNING id INTO row_id;
         IF FOUND THEN
-            RETURN answer;
+            -- Looked up after the insert, which may have waited: a row that stood in its way leaves only once its key is kept.
+            SELECT delivery_id INTO earlier FROM mail.idempotency_keys k WHERE k.source = wanted_source AND k.key = wanted_key;
+            IF NOT FOUND THEN
+                RETURN answer;
+            END IF;
+            DELETE FROM mail.enqueued e WHERE e.id = row_id;
+            EXIT;
         END IF;
         SELECT delivery_id INTO earlier FROM mail.enqueued e WHERE e.source = wanted_source AND e.key = wanted_key;
         EXIT WHEN FOUND; -- else it was taken at this moment: look again
