@@ -27,6 +27,7 @@ from mailkeep.core.command import (
 )
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus
 from mailkeep.core.suppression import NewSuppression, SuppressionReason
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.worker import HELD_PER_WORKER
 from mailkeep.intake.accept import Accept, Accepted, AcceptPolicy
 from mailkeep.smtp.routes import Routes
@@ -73,6 +74,7 @@ async def accepting(store, port, *, stub=False, concurrency=10, limits=None, sch
                 auth_expiry_s=900,
             ),
             on_waiting=dispatch.scheduler.wake,
+            right_of_way=RightOfWay(),
         )
         yield dispatch
         await dispatch.accept.drain()

@@ -91,6 +91,7 @@ class Claim(ClaimKey):
     recipients: tuple[str, ...] = ()
     message: bytes | None = None  # None: too large to come along, or not rendered yet
     command: bytes | None = None
+    traceparent: str | None = None  # of the span that accepted it
 
 
 class FinishedAttempt(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from mailkeep.core.delivery import DeliveryStatus
+from mailkeep.core.delivery import Certainty, DeliveryStatus
 from mailkeep.core.outcome import Outcome
 from mailkeep.core.queue import Claim, FinishedAttempt
 from mailkeep.core.suppression import USUAL_TTL_S
@@ -22,6 +22,7 @@ from mailkeep.faults import FaultPoint, reach
 from mailkeep.store.errors import StoreRefusedError, StoreUnavailableError
 from mailkeep.store.group_commit import GroupCommit
 from mailkeep.store.postgres import Store
+from mailkeep.telemetry import metrics
 
 RETRY_FIRST_S: Final = 0.1
 RETRY_LAST_S: Final = 2.0
@@ -62,6 +63,9 @@ class Recorder:
         reach(FaultPoint.FINISH_BEFORE_COMMIT)
         statuses = await self._persist(batch)
         reach(FaultPoint.FINISH_AFTER_COMMIT)
+        _count(
+            [(finished, statuses[finished.claim.id]) for finished in batch if finished.claim.id in statuses]
+        )
         for finished in batch:
             if finished.claim.id not in statuses:
                 # Taken over, or an earlier try was committed although its answer was lost: either way not ours.
@@ -102,6 +106,29 @@ class Recorder:
     async def _write_returns(self, batch: list[Claim]) -> Sequence[bool]:
         returned = await self._store.hand_back(batch)
         return [claim.id in returned for claim in batch]
+
+
+def _count(recorded: Sequence[tuple[FinishedAttempt, DeliveryStatus]]) -> None:
+    metrics.count(metrics.OUTCOMES, ((finished.outcome.status,) for finished, _ in recorded))
+    metrics.count(
+        metrics.UNKNOWN, (() for finished, _ in recorded if finished.outcome.certainty is Certainty.UNKNOWN)
+    )
+    metrics.count(metrics.TRANSITIONS, ((DeliveryStatus.SENDING, status) for _, status in recorded))
+    metrics.count(
+        metrics.SUPPRESSED,
+        ((finished.claim.source,) for finished, status in recorded if status is DeliveryStatus.SUPPRESSED),
+    )
+    metrics.count(
+        metrics.DEAD_LETTERS,
+        (
+            (finished.decision.dead_letter_cause or "",)
+            for finished, status in recorded
+            if status is DeliveryStatus.DEAD_LETTER
+        ),
+    )
+    for finished, _ in recorded:
+        outcome = finished.outcome
+        metrics.observe_send(outcome.duration_ms, route=finished.claim.next_hop, phase=outcome.phase)
 
 
 def _without_words(outcome: Outcome) -> Outcome:

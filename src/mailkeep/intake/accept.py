@@ -7,7 +7,7 @@ is born claimed and handed to them in memory after the commit, so that the fast 
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -29,6 +29,7 @@ from mailkeep.core.idempotency import address_hash, fingerprint
 from mailkeep.core.ids import new_id
 from mailkeep.core.queue import Claim, KeyHolder, NewDelivery, Suppressed
 from mailkeep.dispatch.replica import Replica
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.intake.signing import Signer
@@ -36,6 +37,7 @@ from mailkeep.smtp.routes import Routes
 from mailkeep.store.errors import StoreError, StoreRefusedError
 from mailkeep.store.group_commit import GroupCommit, OverloadedError
 from mailkeep.store.postgres import Store, Stored
+from mailkeep.telemetry import metrics
 from mailkeep.templates.catalog import Catalog
 from mailkeep.templates.message import MessageError, MessageParts, build_message
 from mailkeep.templates.render import Rendered
@@ -98,6 +100,7 @@ class Accept:
         routes: Routes,
         policy: AcceptPolicy,
         on_waiting: Callable[[], None],
+        right_of_way: RightOfWay,
         signer: Signer | None = None,
     ) -> None:
         self._store = store
@@ -107,7 +110,9 @@ class Accept:
         self._routes = routes
         self._on_waiting = on_waiting
         self._signer = signer
-        self._committing = GroupCommit(self._commit)
+        self.right_of_way = right_of_way
+        # Login codes have commits of their own: theirs never waits behind a batch of the rest.
+        self._committing = {name: GroupCommit(self._commit) for name in (True, False)}
         self.policy = policy
 
     async def accept(
@@ -124,6 +129,16 @@ class Accept:
         `StoreUnavailableError` or `OverloadedError` when it can't be stored now: then nothing is reserved, or the same
         call under the same key finds what was.
         """
+        if command.delivery_class is DeliveryClass.AUTH:
+            with self.right_of_way.passing():
+                return await self._accept(command, key, delivery_id, traceparent)
+        if not self.right_of_way.is_clear:
+            await self.right_of_way.give_way()
+        return await self._accept(command, key, delivery_id, traceparent)
+
+    async def _accept(
+        self, command: Command, key: str | None, delivery_id: UUID | None, traceparent: str | None
+    ) -> Accepted:
         try:
             prepared = self.prepare(command, key=key, delivery_id=delivery_id, traceparent=traceparent)
         except CommandError:
@@ -156,7 +171,7 @@ class Accept:
         new = prepared.new
         new.status = self._birth_status(new)
         try:
-            return self._committing.submit(new)
+            return self._committing[new.delivery_class is DeliveryClass.AUTH].submit(new)
         except OverloadedError:
             self._withdraw(new)
             raise
@@ -172,7 +187,8 @@ class Accept:
 
     async def drain(self) -> None:
         """Wait until every commit under way is done."""
-        await self._committing.drain()
+        for commits in self._committing.values():
+            await commits.drain()
 
     # -- from command to delivery ------------------------------------------------------------------------------
 
@@ -222,15 +238,19 @@ class Accept:
     def _render(self, command: Command) -> RenderedContent | Rendered:
         match command.content:
             case TemplateContent(template_id=template_id, locale=locale, variables=variables):
-                return self._catalog.render(template_id, locale, variables, self.policy.rules.limits)
+                rendered = self._catalog.render(template_id, locale, variables, self.policy.rules.limits)
+                if len(rendered.locale_chain) > 1:
+                    metrics.count(metrics.LOCALE_FALLBACK, ((template_id, rendered.locale),))
+                return rendered
             case RenderedContent() as ready:
                 return ready
 
     def _message(
         self, command: Command, content: RenderedContent | Rendered, delivery_id: UUID, date: datetime
     ) -> bytes:
+        seed = str(delivery_id)
         parts = MessageParts(
-            message_id=f"{delivery_id}@{self.policy.sender.domain}",
+            message_id=f"{seed}@{self.policy.sender.domain}",
             date=date,
             sender=self.policy.sender,
             to=command.to,
@@ -243,7 +263,7 @@ class Accept:
             headers=_headers(command),
         )
         try:
-            message = build_message(parts, boundary_seed=str(delivery_id))
+            message = build_message(parts, boundary_seed=seed)
         except MessageError as fault:
             # The second wall: what validation let through and a header could not carry safely.
             raise CommandError(FailureCode.INVALID_FIELD, "payload", str(fault)) from None
@@ -311,6 +331,7 @@ class Accept:
                 self._withdraw(new)
             raise
         reach(FaultPoint.ACCEPT_AFTER_COMMIT)
+        _count(zip(batch, answers, strict=True))
         for new, answer in zip(batch, answers, strict=True):
             states = _states_left(new, answer)
             if RecipientState.OPEN not in states:
@@ -325,6 +346,20 @@ class Accept:
     def _withdraw(self, new: NewDelivery) -> None:
         if new.status is DeliveryStatus.SENDING and self._pool.held.get(new.id, new) is None:
             self._pool.cancel(new.id, new.next_hop, new.delivery_class, new.size_bytes)
+
+
+def _count(stored: Iterable[tuple[NewDelivery, Stored]]) -> None:
+    accepted = [(new, answer) for new, answer in stored if isinstance(answer, UUID | Suppressed)]
+    metrics.count(metrics.ACCEPTED, ((new.source,) for new, _ in accepted))
+    metrics.count(
+        metrics.SUPPRESSED,
+        (
+            (new.source,)
+            for new, answer in accepted
+            if DeliveryStatus.SUPPRESSED
+            in (new.status, answer.status if isinstance(answer, Suppressed) else None)
+        ),
+    )
 
 
 def _replay(holder: KeyHolder, mark: bytes) -> Accepted:
@@ -364,6 +399,7 @@ def _claim_at_birth(replica_id: UUID, new: NewDelivery, states: str) -> Claim:
         sender=new.sender,
         recipients=new.recipients,
         message=new.message,
+        traceparent=new.traceparent,
     )
 
 

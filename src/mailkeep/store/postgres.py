@@ -317,12 +317,14 @@ def _claim(replica_id: UUID, row: asyncpg.Record) -> Claim:
         recipients=tuple(row["recipients"] or ()),
         message=row["message"],
         command=row["command"],
+        traceparent=row["traceparent"],
     )
 
 
 def _accept_arguments(batch: Sequence[NewDelivery]) -> list[Any]:
+    ids = [str(new.id) for new in batch]
     return [
-        column(new.id for new in batch),
+        column(ids),
         column(new.source for new in batch),
         column(new.delivery_class for new in batch),
         column(new.guarantee for new in batch),
@@ -346,7 +348,7 @@ def _accept_arguments(batch: Sequence[NewDelivery]) -> list[Any]:
         [new.message for new in batch],
         [new.command for new in batch],
         [new.supersede_hash for new in batch],
-        column(new.id for new in batch for _ in new.recipient_hashes),
+        column(name for name, new in zip(ids, batch, strict=True) for _ in new.recipient_hashes),
         [digest for new in batch for digest in new.recipient_hashes],
     ]
 
