@@ -56,6 +56,12 @@ class AttemptScheduler:
         """Look again soon: something became due."""
         self._woken.set()
 
+    def probe(self) -> None:
+        """Look again soon, and at next hops that are out, too."""
+        for breaker in self._pool.breakers.values():
+            breaker.probe_now()
+        self.wake()
+
     def announce(self) -> None:
         """Look again soon, and tell the other replicas to: this one had no room for what it accepted."""
         self.wake()
