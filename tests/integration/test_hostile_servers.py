@@ -9,7 +9,9 @@ import tracemalloc
 
 import msgspec
 import pytest
+from dispatch_kit import dispatching, hop, until
 from hostile_servers import GROUPS, SCENARIOS, Connection, Proof, Server, Then
+from queue_kit import accepted, rows, status
 from smtp_servers import (
     PASSWORD,
     Certificates,
@@ -22,7 +24,7 @@ from smtp_servers import (
 )
 
 from mailkeep.core.decide import decide
-from mailkeep.core.delivery import Certainty, DeliveryStatus, Guarantee
+from mailkeep.core.delivery import AttemptStatus, Certainty, DeliveryStatus, Guarantee
 from mailkeep.core.outcome import Phase, Severity
 from mailkeep.smtp.next_hop import TlsMode
 from mailkeep.smtp.pool import Pool
@@ -135,12 +137,12 @@ async def test_a_hostile_server_harms_its_own_mail_only(certificates, scenario, 
     async with playing(scenario, script, tls, certificates) as (port, peer), scripted_peer() as well:
         hostile = hostile_hop(scenario, script, tls, port, certificates)
         healthy = msgspec.structs.replace(hop_to(well.port, max_connections=1), name="healthy")
-        pool = Pool(hostile, healthy)
+        pool, fences = Pool(hostile, healthy), [OpenFence() for _ in range(MAILS)]
         if scenario.floods:
             tracemalloc.start()
         try:
             outcomes = await asyncio.gather(
-                *(pool.send(hostile, scenario.envelope, OpenFence()) for _ in range(MAILS)),
+                *(pool.send(hostile, scenario.envelope, fence) for fence in fences),
                 *(pool.send(healthy, mail(), OpenFence()) for _ in range(MAILS)),
             )
             if scenario.floods:
@@ -151,12 +153,14 @@ async def test_a_hostile_server_harms_its_own_mail_only(certificates, scenario, 
     others = outcomes[MAILS:]
     assert {outcome.severity for outcome in others} == {Severity.SUCCESS}
     assert len(well.commands) == 1
-    for outcome in outcomes[:MAILS]:
+    for outcome, fence in zip(outcomes, fences, strict=False):
         end = scenario.end
         assert outcome.reason == words
         assert (outcome.status, outcome.phase, outcome.certainty) == (end.status, end.phase, end.certainty)
         assert (outcome.severity, outcome.scope, outcome.rule) == (end.severity, end.scope, end.rule)
         assert consequence(outcome, len(scenario.envelope.recipients)) == end.then
+        assert fence.dots_left == (end.phase is Phase.DOT)
+        assert not (end.rule == "broken_protocol" and any(one.suppress for one in outcome.recipients))
         told = str(msgspec.to_builtins(outcome))
         assert PASSWORD not in told
         assert told.isprintable()
@@ -175,3 +179,85 @@ def test_each_number_has_a_row():
     """None of the list of failures is forgotten."""
     assert {scenario.number for scenario in SCENARIOS} == set(GROUPS)
     assert [*GROUPS] == [f"S{number}" for number in range(1, 28)]
+
+
+# -- through the queue ---------------------------------------------------------------------------------------------------
+
+QUEUED = {
+    ("S1", "nobody listens"),
+    ("S2", "after MAIL"),
+    ("S2", "after the final dot"),
+    ("S3", "instead of a greeting"),
+    ("S4", "greets with 421"),
+    ("S5", "without end"),
+    ("S5", "20 MB"),
+    ("S6", "after DATA"),
+    ("S7", "after the final dot"),
+    ("S9", "any more"),
+    ("S13", "535"),
+    ("S15", "knows no such mailbox"),
+    ("S20", "defers it"),
+    ("S21", "answers EHLO twice"),
+    ("S22", "says nothing at QUIT"),
+    ("S27", "terminal escapes"),
+}
+
+
+def queued():
+    """One row for each of `QUEUED`."""
+    for number, words in sorted(QUEUED):
+        found = [row for row in SCENARIOS if row.number == number and words in row.server]
+        yield pytest.param(found[0], id=f"{number} {words}")
+
+
+@pytest.mark.parametrize("scenario", [*queued()])
+async def test_a_hostile_server_stops_no_other_mail_of_the_queue(store, certificates, scenario):
+    """Another hop's mail is sent meanwhile, all of it; the record says what the row says; the hop keeps to its connections.
+
+    Who only waits for a server here waits long, so that the others do not merely come after that.
+    """
+    (script, *_), (words, *_), (tls, *_) = scenario.scripts, scenario.words, scenario.tls
+    waits = scenario.end.status is AttemptStatus.TIMED_OUT
+    async with playing(scenario, script, tls, certificates) as (port, peer), scripted_peer() as well:
+        hostile = hostile_hop(scenario, script, tls, port, certificates)
+        if waits:
+            hostile = msgspec.structs.replace(hostile, timers=hop("slow", port).timers)
+        ids = {"hostile": [], "healthy": []}
+        for name in [*ids] * (2 * MAILS):
+            ids[name].append(await accepted(store, next_hop=name))
+        async with dispatching(store, hostile, hop("healthy", well.port), concurrency=4):
+
+            async def sent():
+                return {await status(store, delivery_id) for delivery_id in ids["healthy"]} == {"sent"}
+
+            await until(sent)
+            if waits:
+                held = {await status(store, delivery_id) for delivery_id in ids["hostile"]}
+                assert "sending" in held <= {"sending", "rendered"}
+            else:
+                await until(lambda: _recorded(store))
+                await check_record(store, scenario, words)
+        if peer is not None:
+            assert peer.most_connections <= PLACES
+    assert len(well.bodies) == 2 * MAILS
+
+
+async def _recorded(store):
+    return bool(await rows(store, "SELECT 1 FROM mail.attempts WHERE next_hop = 'hostile'"))
+
+
+async def check_record(store, scenario, words):
+    """Check what the queue keeps of the attempts over the hostile hop, and of their mail."""
+    columns = "a.status, phase, certainty, severity, scope, rule"
+    reply = "concat_ws(' ', code, enhanced, nullif(reply, ''))"
+    kept = await rows(
+        store,
+        f"SELECT {columns}, {reply} AS words, d.status AS then, rungs_used"
+        " FROM mail.attempts a JOIN mail.deliveries d ON d.id = delivery_id WHERE a.next_hop = 'hostile'",
+    )
+    end = scenario.end
+    told = (end.status, end.phase, end.certainty, end.severity, end.scope, end.rule, words)
+    assert {tuple(record)[:7] for record in kept} == {told}
+    statuses = {Then.SENT: {"sent"}, Then.FAILED: {"failed"}}.get(end.then, {"rendered", "sending"})
+    assert {record["then"] for record in kept} <= statuses
+    assert {record["rungs_used"] for record in kept} == {int(end.then in (Then.RUNG, Then.IN_DOUBT))}
