@@ -1,7 +1,7 @@
 """What next hops can do to us, one row each: how the server behaves, and what the attempt, the mail and the connection come to.
 
-`test_hostile_servers.py` plays each row against the real client; `docs/generate.py` prints them. S1 to S27 are the numbers of
-the list of failures that the rows were taken from.
+`test_hostile_servers.py` plays each row against the real client; `docs/generate.py` prints them. The numbers are for
+reference only. At the end, by their tests: what messages can try.
 """
 
 from collections.abc import Mapping
@@ -202,6 +202,8 @@ ECHO = b"AGFubgBhIGNhbmFyeSBwYXNzdzByZA=="  # what PLAIN says for that login
 ANSWERS = ("YW5U", "YSBJYW5HCNKGCGFZC3CWCMQ=")  # what LOGIN says for it, as a peer reads it
 BOTH_TLS = (TlsMode.STARTTLS, TlsMode.IMPLICIT)
 MEGABYTE = 1024 * 1024
+MAX_TRACED_BYTES: Final = 50_000_000
+"""While a server floods us, with all that the test itself holds."""
 
 
 def offering(*extensions: bytes) -> bytes:
@@ -1262,5 +1264,96 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         Connection.KEPT,
         rcpt=b"550 5.1.1 <to@example.test>: user unknown\r\n",
         data=b"554 5.5.1 no valid recipients\r\n",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a message or an address can try, what prevents it, and the tests that show it, by file."""
+
+    number: str
+    attack: str
+    answer: str
+    tests: Mapping[str, tuple[str, ...]]
+
+
+CONTENTS: Final = (
+    Content(
+        "M1",
+        "Smuggling: a bare CR, LF or NUL in the message makes its end come early for the next server",
+        "Line ends become CR LF or are encoded as the message is written; just before the wire what has a bare CR, LF or NUL is"
+        " refused; dots are doubled",
+        {
+            "property/test_message_roundtrip.py": (
+                "test_any_body_comes_back",
+                "test_any_attachment_comes_back",
+            ),
+            "unit/test_smtp_envelope.py": (
+                "test_a_message_with_a_bare_line_end_is_refused",
+                "test_leading_dots_are_doubled",
+            ),
+            "property/test_smtp_properties.py": ("test_stuffing_is_undone_by_the_server",),
+            "integration/test_smtp_servers.py": ("test_postfix_takes_the_mail_over_starttls_and_sasl",),
+        },
+    ),
+    Content(
+        "M2",
+        "Header injection: control characters, line separators or encoded words in a subject, name, address or header",
+        "Refused at intake and again by the writer; what looks encoded is encoded anew",
+        {
+            "unit/test_core_address.py": ("test_refuses_control_characters_everywhere",),
+            "unit/test_message_writer.py": (
+                "test_control_characters_are_refused",
+                "test_further_headers_can_not_replace_the_writers_own",
+                "test_a_subject_that_looks_encoded_is_encoded_anew",
+            ),
+            "property/test_message_roundtrip.py": (
+                "test_any_subject_comes_back",
+                "test_any_mailbox_comes_back",
+            ),
+        },
+    ),
+    Content(
+        "M3",
+        "Envelope injection: an address that ends its command and begins another",
+        "Refused at intake, and again before a connection is opened",
+        {
+            "unit/test_core_address.py": ("test_refuses_header_and_command_injection",),
+            "unit/test_smtp_envelope.py": ("test_addresses_that_would_break_a_command_do_not",),
+            "property/test_smtp_properties.py": ("test_no_address_breaks_out_of_its_command",),
+            "integration/test_smtp_faults.py": ("test_an_unsafe_envelope_never_reaches_the_wire",),
+        },
+    ),
+    Content(
+        "M4",
+        "Lines of more than 998 octets, 8-bit text, addresses in UTF-8",
+        "Encoded; addresses in UTF-8 go where SMTPUTF8 is offered and fail for good elsewhere (S26)",
+        {
+            "property/test_message_roundtrip.py": (
+                "test_any_body_comes_back",
+                "test_utf8_addresses_stand_in_the_header",
+            ),
+            "unit/test_message_writer.py": (
+                "test_the_encoding_follows_the_content",
+                "test_long_lists_of_addresses_fold",
+            ),
+            "integration/test_smtp_faults.py": ("test_an_internationalised_address_goes_as_utf8",),
+        },
+    ),
+    Content(
+        "M5",
+        "MIME bombs: boundaries in the content, messages as attachments, too many or too large parts and headers",
+        "Boundaries that occur in no part, opaque attachments, limits at intake",
+        {
+            "unit/test_message_writer.py": (
+                "test_a_boundary_does_not_occur_in_the_content",
+                "test_composite_attachments_are_opaque",
+            ),
+            "unit/test_core_command.py": (
+                "test_refuses_with_code_and_field",
+                "test_what_is_exactly_at_a_limit_passes",
+            ),
+        },
     ),
 )

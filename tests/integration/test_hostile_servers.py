@@ -6,11 +6,12 @@ import itertools
 import socket
 import sys
 import tracemalloc
+from pathlib import Path
 
 import msgspec
 import pytest
 from dispatch_kit import dispatching, hop, until
-from hostile_servers import GROUPS, SCENARIOS, Connection, Proof, Server, Then
+from hostile_servers import CONTENTS, GROUPS, MAX_TRACED_BYTES, SCENARIOS, Connection, Proof, Server, Then
 from queue_kit import accepted, rows, status
 from smtp_servers import (
     PASSWORD,
@@ -32,7 +33,6 @@ from mailkeep.smtp.pool import Pool
 PLACES = 2
 MAILS = PLACES + 1
 """One more than there are places, so that a place or a connection is used again."""
-MAX_TRACED_BYTES = 50_000_000
 REFUSING = {Proof.OLD_TLS, Proof.ANONYMOUS, Proof.IN_CLEAR}
 PLAYS = [
     pytest.param(
@@ -179,6 +179,14 @@ def test_each_number_has_a_row():
     """None of the list of failures is forgotten."""
     assert {scenario.number for scenario in SCENARIOS} == set(GROUPS)
     assert [*GROUPS] == [f"S{number}" for number in range(1, 28)]
+
+
+@pytest.mark.parametrize("content", CONTENTS, ids=lambda content: content.number)
+def test_the_tests_that_are_named_exist(content):
+    """The page of hostile servers names no test that is gone."""
+    for file, names in content.tests.items():
+        text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+        assert [name for name in names if f"def {name}(" not in text] == []
 
 
 # -- through the queue ---------------------------------------------------------------------------------------------------
