@@ -49,7 +49,7 @@ constraints: ## Renew constraints.txt (needs uv): names and versions, no hosts
 	mv constraints.new constraints.txt
 
 clean: ## Remove .venv and caches; mail data is kept
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .django .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

@@ -34,6 +34,7 @@ from mailkeep.core.duration import format_duration
 from mailkeep.core.ladder import JITTER, SOON_RUNGS, SOON_S
 from mailkeep.core.outcome import MAX_WAIT_HINT_S, Retry
 from mailkeep.smtp.classify import RULES, Rule
+from mailkeep.telemetry.metrics import METRICS
 from mailkeep.telemetry.names import LOG_EVENTS
 
 E = TypeVar("E", bound=StrEnum)
@@ -50,7 +51,7 @@ _DELIVERY: Final = {
     DeliveryStatus.SENDING: "One replica has claimed it: an attempt is under way or about to begin.",
     DeliveryStatus.HELD: "It waits for a person: under `at_most_once` the outcome of an attempt is unknown.",
     DeliveryStatus.SENT: "A next hop accepted it for every recipient.",
-    DeliveryStatus.SUPPRESSED: "Not sent: stub mode, or the provider has an address on a list of its own.",
+    DeliveryStatus.SUPPRESSED: "Not sent to at least one recipient: on the suppression list, on a list of the provider's own, or stub mode.",
     DeliveryStatus.FAILED: "Refused for good for at least one recipient; the record says which got it.",
     DeliveryStatus.DEAD_LETTER: "The ladder is exhausted, or it was taken over three times in a row without a recorded attempt (`poison`).",
     DeliveryStatus.EXPIRED: "Its time ran out, or the next wait would have ended after it.",
@@ -74,7 +75,7 @@ _RECIPIENT: Final = {
     RecipientState.OPEN: "Still to be sent to; a retry addresses these only.",
     RecipientState.SENT: "Accepted.",
     RecipientState.FAILED: "Refused for good.",
-    RecipientState.SUPPRESSED: "Stub mode, or the provider has the address on a list of its own.",
+    RecipientState.SUPPRESSED: "On the suppression list, on a list of the provider's own, or stub mode.",
 }
 
 
@@ -84,6 +85,7 @@ def pages() -> dict[str, str]:
         "cli.md": _cli(),
         "hostile-servers.md": _hostile_servers(),
         "log-events.md": _log_events(),
+        "metrics.md": _metrics(),
         "settings.md": _settings(),
         "smtp-classification.md": _smtp_classification(),
         "statuses.md": _statuses(),
@@ -240,6 +242,10 @@ Rules that no reply decides:
                 ("`shutdown`", "the replica stopped after the final dot and before its reply"),
                 ("`internal_fault`", "a fault of Mailkeep; the traceback is in the log"),
                 ("`no_content`", "the content is no longer stored"),
+                (
+                    "`suppression_list`",
+                    "a recipient is on the [suppression list](../how-to/suppressions.md); not tried",
+                ),
             ],
         )
     }
@@ -420,6 +426,25 @@ Every line has `timestamp`, `level`, `logger` and `event`; more members follow b
 (`MAIL_LOG_FORMAT`), on standard error. No address, code, subject, body or credential is ever in a line: whatever looks like
 an address is masked. An empty last column means that nobody need look."""
     return "\n\n".join([head, *sections])
+
+
+def _metrics() -> str:
+    rows = [
+        (
+            f"`{metric.name}`",
+            f"{metric.kind}, {metric.unit}",
+            ", ".join(f"`{name}`" for name in metric.attributes) or "-",
+            metric.meaning,
+            metric.alert,
+        )
+        for metric in METRICS
+    ]
+    head = """# Metrics
+
+Through OpenTelemetry, where an exporter is configured ([how to](../how-to/observe.md)). Prometheus shows them with underscores, the unit
+and, for counters, `_total`. Attributes are words of Mailkeep; none is an address, an id or a text of a server. An empty last
+column means that nobody need look."""
+    return f"{head}\n\n{_table(('metric', 'kind', 'attributes', 'meaning', 'wake somebody'), rows)}"
 
 
 def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

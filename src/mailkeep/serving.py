@@ -17,7 +17,7 @@ import uvloop
 
 from mailkeep.processes import Supervisor
 from mailkeep.settings import Settings
-from mailkeep.telemetry import log
+from mailkeep.telemetry import log, otel, tracing
 from mailkeep.wiring import Service, StartError
 
 EXIT_FAILED: Final = 1
@@ -34,7 +34,7 @@ def serve(
 
     A child of a supervisor is given its socket and its process number, and ends when that is no longer its parent.
     """
-    log.configure(settings.log_level, settings.log_format)
+    log.configure(settings.log_level, settings.log_format, trace_ids=otel.trace_ids)
     if processes > 1:
         address = settings.internal_http_addr
         try:
@@ -46,16 +46,28 @@ def serve(
             return EXIT_CONFIG
         return Supervisor(processes, listening, settings.shutdown_timeout_s).run()
     listening_socket = None if listen_fd is None else socket.socket(fileno=listen_fd)
-    return uvloop.run(_serve(settings, listening_socket, supervisor))
+    try:
+        telemetry = otel.start()
+    except otel.TelemetryError as fault:
+        structlog.get_logger("service").error("can't start", error=str(fault))
+        return EXIT_CONFIG
+    if telemetry.traces:
+        tracing.turn_on()
+    try:
+        return uvloop.run(_serve(settings, listening_socket, supervisor, with_gauges=bool(telemetry.metrics)))
+    finally:
+        telemetry.stop()
 
 
-async def _serve(settings: Settings, listening: socket.socket | None, supervisor: int | None) -> int:
+async def _serve(
+    settings: Settings, listening: socket.socket | None, supervisor: int | None, *, with_gauges: bool
+) -> int:
     logger = structlog.get_logger("service")
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     try:
-        service = await Service.start(settings, listening)
+        service = await Service.start(settings, listening, with_gauges=with_gauges)
     except StartError as fault:
         logger.error("can't start", error=str(fault))  # noqa: TRY400 - one clear line, no traceback
         return EXIT_UNAVAILABLE if fault.unavailable else EXIT_CONFIG

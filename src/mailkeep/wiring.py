@@ -17,9 +17,11 @@ from redis.exceptions import RedisError
 
 from mailkeep.contracts.openapi import openapi_json
 from mailkeep.core.command import CommandRules
+from mailkeep.dispatch.gauges import GaugeReader
 from mailkeep.dispatch.recorder import Recorder
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.retention import RetentionWorker
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.scheduler import AttemptScheduler
 from mailkeep.dispatch.takeover import TakeoverWorker
 from mailkeep.dispatch.worker import AttemptWorkerPool
@@ -74,8 +76,9 @@ class Service:
         self._redis = redis_connector(settings)
         self._hops = hops = next_hops(settings)
         self.replica = Replica(store, heartbeat_s=settings.replica_heartbeat_s, ttl_s=settings.replica_ttl_s)
-        self._recorder = Recorder(store)
+        self._recorder = Recorder(store, suppression_ttl_s=settings.suppression_ttl_s)
         self._smtp = Pool(*hops.values())
+        right_of_way = RightOfWay()
         self._workers = AttemptWorkerPool(
             store=store,
             replica=self.replica,
@@ -84,6 +87,7 @@ class Service:
             hops=hops,
             ladders=settings.ladders,
             concurrency=settings.attempt_worker_concurrency,
+            right_of_way=right_of_way,
         )
         self._scheduler = AttemptScheduler(store=store, replica=self.replica, pool=self._workers)
         self._signer = Signer(keyring, self.replica.now_s) if keyring else None
@@ -95,15 +99,19 @@ class Service:
             routes=Routes(hops),
             policy=accept_policy(settings),
             on_waiting=self._scheduler.announce,
+            right_of_way=right_of_way,
             signer=self._signer,
         )
         self._listener: InternalHttpListener | None = None
 
     @classmethod
-    async def start(cls, settings: Settings, listening: socket.socket | None = None) -> "Service":
+    async def start(
+        cls, settings: Settings, listening: socket.socket | None = None, *, with_gauges: bool = False
+    ) -> "Service":
         """Start everything and return when mail can be handed in. Raises `StartError`.
 
         `listening`: an already bound socket for the internal listener, shared by the processes of one service.
+        `with_gauges`: read what gauges show, since metrics are exported.
         """
         keyring = load_keyring(settings)
         await ping_redis(settings)
@@ -112,6 +120,9 @@ class Service:
         service = cls(settings, store, catalog, keyring)
         try:
             await service._begin(listening)
+            if with_gauges:
+                gauges = GaugeReader(store, service.replica, service._workers.breakers)
+                service._spawn(gauges.run(), "gauge reader")
         except BaseException:
             await service.stop()
             raise

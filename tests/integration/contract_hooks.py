@@ -24,7 +24,7 @@ BEYOND_SCHEMA = {
 """Refusals of what fits the document, (code, field): it says them in words."""
 NO_WHOLE_NUMBER = "got `float`"
 """JSON Schema takes 1.0 for an integer; the document says that Mailkeep does not."""
-CHANGES = ("/hold", "/release", "/cancel", "/confirm", "/resend")
+CHANGES = ("/hold", "/release", "/cancel", "/confirm", "/delete", "/resend", "/suppressions/{suppression_id}")
 CONTENT = {"template_id": "welcome", "variables": {"product": "Notes", "start_url": "https://example.com"}}
 
 MAILBOXES = [

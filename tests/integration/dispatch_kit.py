@@ -11,6 +11,7 @@ from smtp_servers import hop_to
 from mailkeep.core.delivery import DeliveryClass
 from mailkeep.dispatch.recorder import Recorder
 from mailkeep.dispatch.replica import Replica
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.scheduler import AttemptScheduler
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.smtp.next_hop import NextHop
@@ -53,6 +54,7 @@ class Dispatch:
             hops={made.name: made for made in hops},
             ladders=dict.fromkeys(DeliveryClass, ladder_s),
             concurrency=concurrency,
+            right_of_way=RightOfWay(),
         )
         self.scheduler = AttemptScheduler(store=store, replica=self.replica, pool=self.pool)
         self.scheduling: asyncio.Task[None] | None = None
@@ -91,9 +93,9 @@ async def dispatching(
         await dispatch.smtp.close(1.0)
 
 
-async def until(condition: Any) -> None:
+async def until(condition: Any, within_s: float = PATIENCE_S) -> None:
     """Wait until `condition`, a function or a coroutine function, holds."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(within_s):
         while True:
             held = condition()
             if await held if asyncio.iscoroutine(held) else held:

@@ -20,9 +20,10 @@ from mailkeep.core.delivery import (
     RecipientState,
     Source,
 )
+from mailkeep.core.idempotency import address_hash
 from mailkeep.core.ids import new_id
 from mailkeep.core.outcome import Outcome, Phase, Scope, Severity, Verdict, uniform
-from mailkeep.core.queue import Claim, FinishedAttempt, KeyHolder, NewDelivery
+from mailkeep.core.queue import Claim, FinishedAttempt, KeyHolder, NewDelivery, Suppressed
 from mailkeep.store.postgres import Store
 from mailkeep.store.queries import query
 
@@ -57,7 +58,7 @@ async def delivery(store: Store, **fields: Any) -> NewDelivery:
         "fingerprint": b"f" * 16,
         "sender": "mail@example.org",
         "recipients": recipients,
-        "recipient_hashes": tuple(bytes([index]) * 12 for index in range(len(recipients))),
+        "recipient_hashes": tuple(address_hash(address, store.hash_key) for address in recipients),
         "recipient_domain": "example.org",
         "message": MESSAGE,
         "sensitive": False,
@@ -70,7 +71,7 @@ async def accepted(store: Store, replica_id: UUID | None = None, **fields: Any) 
     new = await delivery(store, **fields)
     (answer,) = await store.accept(replica_id or await fresh_id(store), [new])
     assert not isinstance(answer, KeyHolder)
-    return answer
+    return answer.id if isinstance(answer, Suppressed) else answer
 
 
 async def replica(store: Store) -> UUID:
@@ -164,7 +165,7 @@ async def attempts(store: Store, delivery_id: UUID) -> list[asyncpg.Record]:
 
 async def snapshot(store: Store) -> dict[str, list[tuple[Any, ...]]]:
     """Return every row of every table that a claim may change."""
-    tables = ("deliveries", "payloads", "attempts", "dead_letters")
+    tables = ("deliveries", "payloads", "attempts", "dead_letters", "suppressions")
     return {
         table: [tuple(found) for found in await rows(store, f"SELECT * FROM mail.{table} ORDER BY 1, 2")]
         for table in tables

@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 import redis
 import yaml
-from http_kit import DELIVERIES
+from http_kit import DELIVERIES, command
 from stream_kit import PATIENCE_S
 
 from mailkeep.core.command import FailureCode
@@ -155,7 +155,22 @@ async def guarded(serve, next_hop):
     )
 
 
-async def test_every_http_example_is_answered_as_documented(guarded):
+@pytest.fixture
+async def bounced(guarded, next_hop):
+    """Have a mail server say once that an address of the examples does not exist."""
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    next_hop.reply = "550 5.1.1 No such user"
+    gone = await guarded.post(DELIVERIES, command(payload={"to": ["gone@example.org"]}), **headers)
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            found = await guarded.client.get(f"{DELIVERIES}/{gone.json()['delivery_id']}", headers=headers)
+            if found.json()["status"] == "failed":
+                break
+            await asyncio.sleep(0.02)
+    next_hop.reply = "250 2.1.5 Ok"
+
+
+async def test_every_http_example_is_answered_as_documented(guarded, bounced):
     """The served document is the file; each of its examples gets the documented answer, and under its key again."""
     served = await guarded.client.get("/openapi.json", headers={"authorization": f"Bearer {TOKEN}"})
     document = served.json()

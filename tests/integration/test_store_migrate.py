@@ -10,10 +10,28 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from queue_kit import ANY, accepted, ending, finished, replica, row, rows, status
 
+from mailkeep.core.outcome import Scope, Severity
 from mailkeep.store.migrate import MigrationError, migrate, migrations, schema_version
 from mailkeep.store.postgres import PARTITION_DAYS_AHEAD, PARTITION_DAYS_BEHIND, Store
 
+BEFORE_4 = """
+WITH delivered AS (
+    INSERT INTO mail.deliveries (id, source, class, guarantee, status, next_hop, accepted_at, due_at, recipient_states,
+        recipient_domain, size_bytes, sensitive)
+    SELECT mail.new_id(), 'api', 'transactional', 'at_least_once', 'rendered', 'default', mail.now(), mail.now(), 'o',
+           'example.org', 1, false
+    RETURNING id
+), kept AS (
+    INSERT INTO mail.payloads (delivery_id, sender, recipients, message)
+    SELECT id, 'mail@example.org', '{ann@example.org}', 'm' FROM delivered
+), changed AS (
+    INSERT INTO mail.operator_changes (delivery_id, verb, status, actor, reason)
+    SELECT id, 'hold', 'held', 'ann', 'why' FROM delivered
+)
+SELECT id FROM delivered
+"""
 MIGRATOR = """
 import asyncio, sys, asyncpg
 from mailkeep.store.migrate import migrate
@@ -157,6 +175,33 @@ async def test_a_newer_schema_is_usable(dsn):
             "INSERT INTO mail.schema_migrations (version, name, checksum) VALUES (9999, 'later', 'x')"
         )
     assert await _applied(dsn) == []
+
+
+async def test_a_queue_of_schema_3_gets_its_suppressions(empty_dsn, monkeypatch):
+    """Deliveries and changes of before stay as they are, wait, are claimed and sent; from then on addresses are suppressed."""
+    everything = migrations()
+    monkeypatch.setattr("mailkeep.store.migrate.migrations", lambda: everything[:3])
+    assert len(await _applied(empty_dsn)) == 3
+    async with connected(empty_dsn) as connection:
+        await connection.execute("SELECT mail.ensure_partitions(current_date - 1, current_date + 1)")
+        delivery_id = await connection.fetchval(BEFORE_4)
+    monkeypatch.undo()
+    store = await Store.open(empty_dsn, pool_size=2)
+    try:
+        assert (await row(store, delivery_id))["suppressed_because"] is None
+        (changed,) = await rows(store, "SELECT * FROM mail.operator_changes")
+        assert (changed["verb"], changed["delivery_id"], changed["address_hash"]) == (
+            "hold",
+            delivery_id,
+            None,
+        )
+        (claim,) = await store.claim_due(await replica(store), ANY, 10)
+        assert await store.suppress([claim]) == []
+        bounce = ending(claim, Severity.PERMANENT, scope=Scope.RECIPIENT, suppress=True)
+        await store.finish([finished(claim, bounce)])
+        assert await status(store, await accepted(store)) == "suppressed"
+    finally:
+        await store.close()
 
 
 def test_migrations_are_numbered_without_gaps():

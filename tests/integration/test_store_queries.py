@@ -42,6 +42,13 @@ INSERT INTO mail.idempotency_keys (source, key, fingerprint, delivery_id, first_
 SELECT 'api', id::text, '\\x00', id, 'sending' FROM ided
 """
 
+LIST = """
+INSERT INTO mail.suppressions (address_hash, address, reason, evidence, actor, expires_at)
+SELECT substr(decode(md5(n::text), 'hex'), 1, 12), n || '@example.org', 'manual', 'imported', 'ann',
+       CASE WHEN n % 2 = 0 THEN mail.now() + interval '1 hour' END
+FROM generate_series(1, 50000) n
+"""
+
 # statement -> (table, end of the name of the index by which it must be reached: partitions name theirs by columns)
 HOT = {
     "claim_due": ("deliveries", "next_hop_class_due_at_idx"),
@@ -55,8 +62,15 @@ HOT = {
     "mark_dot": ("deliveries", "pkey"),
     "find_keys": ("idempotency_keys", "idempotency_keys_pkey"),
     "beat": ("replicas", "replicas_pkey"),
+    "accept": ("suppressions", "suppressions_pkey"),
+    "suppress": ("suppressions", "suppressions_pkey"),
+    "read_suppressions": ("suppressions", "suppressions_id_once"),
+    "remove_suppression": ("suppressions", "suppressions_pkey"),
+    "delete_old_suppressions": ("suppressions", "suppressions_expiring"),
 }
-GROWING = re.compile(r"(deliveries|payloads|attempts|recipients)(_p\d{8})?|idempotency_keys|dead_letters")
+GROWING = re.compile(
+    r"(deliveries|payloads|attempts|recipients)(_p\d{8})?|idempotency_keys|dead_letters|suppressions"
+)
 
 
 def _nodes(plan):
@@ -69,7 +83,11 @@ def _nodes(plan):
 async def full(store):
     """A store whose tables hold 50,000 deliveries, a fifth of them due."""
     await rows(store, FILL)
-    await rows(store, "ANALYZE mail.deliveries, mail.payloads, mail.attempts, mail.idempotency_keys")
+    await rows(store, LIST)
+    await rows(
+        store,
+        "ANALYZE mail.suppressions, mail.deliveries, mail.payloads, mail.attempts, mail.idempotency_keys",
+    )
     return store
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mailkeep.core.address import Mailbox
 from mailkeep.core.command import CommandError, CommandRules, parse_delivery_id, parse_request
 from mailkeep.core.malformed import MAX_FIELDS, MAX_NAME_BYTES, MAX_RAW_BYTES, Intake, malformed, raw_fields
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.intake.accept import Accept, AcceptPolicy, Prepared
 from mailkeep.intake.stream_entry import OPTIONAL, REQUIRED_OF_STREAM, entry_of_json, parse_entry
 from mailkeep.smtp.routes import Routes
@@ -35,6 +36,7 @@ ACCEPT = Accept(
     routes=Routes({}),
     policy=AcceptPolicy(sender=Mailbox("mail", "mailkeep.org"), rules=RULES, stub=True, auth_expiry_s=900),
     on_waiting=lambda: None,
+    right_of_way=RightOfWay(),
 )
 """Only its pure half is used here: from command to delivery."""
 

@@ -38,7 +38,7 @@ def test_help_names_every_verb_and_an_example():
     """Without arguments the verbs and a first thing to try are shown, on a screen of 80 columns."""
     shown = CliRunner().invoke(app, []).output
     for verb in app.registered_commands:
-        assert f"  {verb.callback.__name__}  " in shown
+        assert f"  {verb.name or verb.callback.__name__}  " in shown
     for group in app.registered_groups:
         assert f"  {group.name}  " in shown
     assert "..." not in shown.partition("Commands:")[2]

@@ -9,13 +9,15 @@ from typing import Annotated
 
 import typer
 
-from mailkeep.cli import dkim, malformed, queue, routes, sinkhole, templates
+from mailkeep.cli import dkim, drill, malformed, queue, routes, sinkhole, suppressions, templates
 from mailkeep.cli.classify import classify
 from mailkeep.cli.config import config
+from mailkeep.cli.dead_letters import dead_letters
 from mailkeep.cli.dev import dev
 from mailkeep.cli.explain import explain
 from mailkeep.cli.healthcheck import healthcheck
 from mailkeep.cli.migrate import migrate
+from mailkeep.cli.replicas import replicas
 from mailkeep.cli.send import send
 from mailkeep.cli.serve import serve
 from mailkeep.version import __version__
@@ -40,15 +42,21 @@ app.command(short_help="Bring the database schema up to date.")(migrate)
 app.command(short_help="Show what is configured, and from where.")(config)
 app.command(short_help="Explain a reply of a mail server.")(classify)
 app.command(short_help="Explain where a delivery stands.")(explain)
+app.command("dead-letters", short_help="List what was given up.")(dead_letters)
+app.command(short_help="List the processes that share the queue.")(replicas)
 app.command(short_help="Probe a running service; for containers.")(healthcheck)
 app.command(short_help="Send one mail and follow it.")(send)
 app.add_typer(queue.app, name="queue", short_help="Show and flush what waits, on every replica.")
 app.add_typer(
     malformed.app, name="malformed", short_help="Look at commands that could not be taken, and replay them."
 )
+app.add_typer(
+    suppressions.app, name="suppressions", short_help="Look at addresses that get no mail, and change which."
+)
 app.add_typer(dkim.app, name="dkim", short_help="Make keys that sign mail, and list them.")
 app.add_typer(routes.app, name="routes", short_help="Show where mail goes, and test whether it can.")
 app.add_typer(templates.app, name="templates", short_help="Check, list and try the templates of mail.")
+app.add_typer(drill.app, name="drill", short_help="Prove that the queue keeps what it promises.")
 app.add_typer(sinkhole.app, name="sinkhole", short_help="Run an SMTP server whose answers you choose.")
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mailkeep.store.postgres import Store
 
 USUAL_LIMIT: Final = 100
+USUAL_ROWS: Final = 20
 MAX_LIMIT: Final = 10_000  # rows that a table still shows sensibly
 TITLES: Final = ("ID", "SIZE", "ACCEPTED", "CLASS", "STATUS", "NEXT ATTEMPT", "RECIPIENT", "REASON")
 
@@ -129,6 +130,34 @@ def flush(
         print(f"{flushed} deliveries are due now")
 
 
+@app.command()
+def shape(
+    *,
+    by: Annotated[str, typer.Option(help="domain, next_hop or class.")] = "domain",
+    limit: Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Rows to show.")] = USUAL_ROWS,
+    as_json: Json = False,
+) -> None:
+    """Show how old the queue is: live deliveries by age in minutes and by domain, next hop or class.
+
+    Old mail of one domain alone points at its mail server; of all domains at the next hop.
+    """
+    from mailkeep.cli._store import ask
+    from mailkeep.cli.output import print_json, table
+    from mailkeep.store.reads import ShapeBy
+
+    if by not in set(ShapeBy):
+        raise typer.BadParameter(f"{by!r} is none of: {', '.join(ShapeBy)}")
+    found = ask(lambda queue: queue.shape(ShapeBy(by), limit))
+    if as_json:
+        print_json(found)
+        return
+    bounds = [f"{bound:g}" for bound in found.bounds_min]
+    titles = (by.upper().replace("_", " "), "TOTAL", *bounds, f"{bounds[-1]}+")
+    print(table(titles, ((row.name, row.total, *row.counts) for row in found.rows)))
+    more = f", {found.groups - len(found.rows)} rows not shown" if found.groups > len(found.rows) else ""
+    print(f"-- {found.total} deliveries; columns are minutes since acceptance, up to{more}")
+
+
 Ids = Annotated[list[UUID], typer.Argument(metavar="ID…", help="Deliveries.")]
 Reason = Annotated[str, typer.Option(help="Why; recorded with your name.")]
 Actor = Annotated[str | None, typer.Option("--as", help="Who does it.", show_default="your login name")]
@@ -162,6 +191,15 @@ def cancel(delivery_ids: Ids, *, reason: Reason, actor: Actor = None, as_json: J
 def confirm(delivery_ids: Ids, *, reason: Reason, actor: Actor = None, as_json: Json = False) -> None:
     """Record that held deliveries were delivered, as the next hop's own log shows."""
     _change("confirm", delivery_ids, reason, actor, as_json=as_json)
+
+
+@app.command()
+def delete(delivery_ids: Ids, *, reason: Reason, actor: Actor = None, as_json: Json = False) -> None:
+    """Erase the content of deliveries now; those that wait or are held are cancelled.
+
+    Their states and attempts stay until retention, so that the accounts hold.
+    """
+    _change("delete", delivery_ids, reason, actor, as_json=as_json)
 
 
 @app.command()
@@ -311,7 +349,8 @@ def _facts(view: "DeliveryView") -> "Iterator[tuple[str, object]]":
     ):
         yield name, instant and _instant(instant)
     for recipient in view.recipients:
-        yield "recipient", f"{recipient.address or 'erased'}: {recipient.state}"
+        because = f" ({recipient.reason})" if recipient.reason else ""
+        yield "recipient", f"{recipient.address or 'erased'}: {recipient.state}{because}"
     yield "reason", view.reason and f"{view.reason} [{view.rule}]"
     yield "claimed by", view.claimed_by
     yield "parent", view.parent_id

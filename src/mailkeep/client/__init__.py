@@ -14,6 +14,7 @@ from mailkeep.client.answers import Accepted, Attempt, Delivery, LoginCodeAccept
 from mailkeep.client.asynchronous import AsyncClient
 from mailkeep.client.blocking import Client
 from mailkeep.client.errors import BatchError, MailkeepError, RejectedError, UnavailableError
+from mailkeep.client.keys import new_delivery_id
 from mailkeep.client.mail import AnyMail, Attachment, Mail, TemplateMail
 from mailkeep.client.sql import enqueue, enqueue_async
 from mailkeep.client.stream import Added, StreamProducer, stream_fields
@@ -37,5 +38,6 @@ __all__ = [
     "UnavailableError",
     "enqueue",
     "enqueue_async",
+    "new_delivery_id",
     "stream_fields",
 ]

@@ -25,7 +25,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class LoginCodeAccepted:
-    """The code is durable. `outcome` is `sent` (it will be sent), or `suppressed` where no mail is sent at all."""
+    """The code is durable. `outcome` is `sent` (it will be sent), or `suppressed`: no mail goes to this address."""
 
     delivery_id: UUID
     outcome: str

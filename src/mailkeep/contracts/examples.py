@@ -23,9 +23,12 @@ LOGIN_CODE_ID: Final = "01a20320-a210-7c93-b64f-08d75a1e2b9c"
 REPLICA_ID: Final = "01a2031a-2df1-7e70-8d45-c61f0b92e7a4"
 UNKNOWN_ID: Final = "01a20320-0000-7000-8000-000000000000"
 KEY: Final = "order-10042"
+BOUNCED_ID: Final = "01a20320-a219-7b06-9c12-4fd83a50e1c6"
+SUPPRESSION_ID: Final = "01a20320-a21b-7f3d-8a40-6c95e0d7b218"
 RESEND_KEY: Final = "ticket-77"
 WHY: Final = {"reason": "wrong price in it", "actor": "ann"}
 FLUSH: Final = f"{ROOT}/queue/flush"
+SUPPRESSIONS: Final = f"{ROOT}/suppressions"
 _REQUESTED_AT_MS: Final = 1_795_348_799_888
 _IN_2100_MS: Final = 4_102_444_800_000
 
@@ -418,7 +421,10 @@ _SENT: Final[dict[str, Any]] = {
     "guarantee": "at_least_once",
     "next_hop": "default",
     "domain": "example.org",
-    "recipients": [{"address": "a***@e***", "state": "sent"}, {"address": "b***@e***", "state": "sent"}],
+    "recipients": [
+        {"address": "a***@e***", "state": "sent", "reason": None},
+        {"address": "b***@e***", "state": "sent", "reason": None},
+    ],
     "size_bytes": 990,
     "attempts": 1,
     "takeovers": 0,
@@ -442,7 +448,7 @@ _WAITING: Final[dict[str, Any]] = {
     "class": "relay",
     "source": "api",
     "guarantee": "at_most_once",
-    "recipients": [{"address": "a***@e***", "state": "open"}],
+    "recipients": [{"address": "a***@e***", "state": "open", "reason": None}],
     "size_bytes": 358,
     "attempts": 0,
     "due_at": "2100-01-01T00:00:00Z",
@@ -487,6 +493,20 @@ _REPLICA: Final[dict[str, Any]] = {
     "last_seen_at": "2026-11-22T12:00:09.402118Z",
     "silent_s": 0.84,
     "hops_out": {},
+}
+
+
+_SUPPRESSION: Final[dict[str, Any]] = {
+    "suppression_id": SUPPRESSION_ID,
+    "address": "gone@example.org",
+    "reason": "hard_bounce",
+    "evidence": "550 5.1.1 No such user",
+    "rule": "rcpt_mailbox_gone",
+    "delivery_id": BOUNCED_ID,
+    "attempt": 1,
+    "actor": None,
+    "created_at": _ENDED_AT,
+    "expires_at": "2026-12-22T12:00:00.097390Z",
 }
 
 
@@ -607,6 +627,22 @@ TAKEN: Final[dict[str, tuple[Exchange, ...]]] = {
             summary="No malformed command",
             query={"code": "invalid_json"},
             answer={"malformed_commands": [], "cursor": None},
+        ),
+    ),
+    "listSuppressions": (
+        Exchange(
+            name="hard_bounce",
+            summary="An address that its mail server does not know",
+            query={"recipient": "gone@example.org"},
+            answer={"suppressions": [_SUPPRESSION], "cursor": None},
+        ),
+    ),
+    "removeSuppression": (
+        Exchange(
+            name="removed",
+            summary="The mailbox is there again",
+            query={"actor": "ann", "note": "its owner called"},
+            answer=_SUPPRESSION,
         ),
     ),
     "listReplicas": (Exchange(name="one", summary="One replica", answer={"replicas": [_REPLICA]}),),

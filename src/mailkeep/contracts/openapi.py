@@ -10,7 +10,15 @@ from typing import Final
 
 import msgspec
 
-from mailkeep.contracts.examples import DELIVERY_ID, KEY, REFUSED, TAKEN, Exchange
+from mailkeep.contracts.examples import (
+    DELIVERY_ID,
+    KEY,
+    REFUSED,
+    SUPPRESSION_ID,
+    SUPPRESSIONS,
+    TAKEN,
+    Exchange,
+)
 from mailkeep.contracts.schemas import not_null, schemas
 from mailkeep.contracts.truth import COMMAND, Schema, one_of
 from mailkeep.core.command import MAX_KEY_CHARS, FailureCode, LoginCodeRequest
@@ -34,13 +42,17 @@ from mailkeep.operator.api import (
     FlushRequest,
     ListParameters,
     MalformedParameters,
+    RemovalParameters,
     ReplicaList,
+    SuppressionParameters,
 )
 from mailkeep.operator.changes import Changed, Why
 from mailkeep.operator.explain import Explanation
 from mailkeep.operator.malformed import MalformedPage
 from mailkeep.operator.queue import DeliveryPage, DeliveryView
+from mailkeep.operator.suppressions import SuppressionPage
 from mailkeep.store.changes import Verb
+from mailkeep.store.suppressions import Suppression
 
 API_VERSION: Final = "1.0.0"
 """Of what the document says, by semantic versioning; the `v1` of the paths is its first number."""
@@ -146,6 +158,15 @@ _DELIVERY_ID: Final[Schema] = {
 }
 
 
+_SUPPRESSION_ID: Final[Schema] = {
+    "name": "suppression_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "format": "uuid"},
+    "example": SUPPRESSION_ID,
+}
+
+
 def _query(kind: type[msgspec.Struct], *without: str) -> tuple[Schema, ...]:
     """Return the query parameters that are the members of `kind`."""
     members = schemas([kind], SCHEMAS)[kind.__name__]["properties"]
@@ -214,6 +235,10 @@ _CHANGES: Final = {
     ),
     Verb.CANCEL: ("Never send it", "For a delivery that waits or is held."),
     Verb.CONFIRM: ("It was delivered", "A held delivery, as the next hop's own log shows."),
+    Verb.DELETE: (
+        "Erase its content now",
+        "What waits or is held is cancelled by it; what has ended stays so. Its states and attempts remain until retention.",
+    ),
 }
 
 
@@ -227,7 +252,8 @@ CALLS: Final = {
         path=LOGIN_CODES,
         tag="intake",
         summary="Take a login code",
-        description="`sent`: it is durable and will be sent. `suppressed`: it is kept, and stub mode sends nothing.",
+        description="`sent`: it is durable and will be sent. `suppressed`: it is kept, and not sent: stub mode, or the recipient "
+        "is on the suppression list.",
         parameters=(_key_header(required=True), _TRACEPARENT),
         takes=LoginCodeRequest.__name__,
         gives=_is(LoginCodeAnswer),
@@ -351,6 +377,26 @@ CALLS: Final = {
         gives=_is(ReplicaList),
         refused=_READING,
     ),
+    "listSuppressions": Call(
+        method="get",
+        path=SUPPRESSIONS,
+        tag="suppressions",
+        summary="List suppressed addresses",
+        description="Those in force, newest first; the end is where `cursor` is null.",
+        parameters=_query(SuppressionParameters),
+        gives=_is(SuppressionPage),
+        refused=_READING,
+    ),
+    "removeSuppression": Call(
+        method="delete",
+        path=f"{SUPPRESSIONS}/{{suppression_id}}",
+        tag="suppressions",
+        summary="Let an address get mail again",
+        description="Answers what it was. Recorded with who did it and why.",
+        parameters=(_SUPPRESSION_ID, *_query(RemovalParameters)),
+        gives=_is(Suppression),
+        refused=(*_READING, "NotFound"),
+    ),
     "flushQueue": Call(
         method="post",
         path=f"{ROOT}/queue/flush",
@@ -385,6 +431,7 @@ _SHAPES: Final = (
     Changed,
     FlushRequest,
     FlushAnswer,
+    SuppressionPage,
     Problem,
 )
 
@@ -411,6 +458,7 @@ def openapi() -> Schema:
         "tags": [
             {"name": "intake", "description": "What is answered 2xx is durable."},
             {"name": "queue", "description": "What operators read and do. Addresses come masked."},
+            {"name": "suppressions", "description": "Addresses that get no mail, in clear."},
             {"name": "description"},
         ],
         "paths": paths,

@@ -34,10 +34,17 @@ from mailkeep.core.delivery import Certainty, DeliveryClass, DeliveryStatus, Gua
 from mailkeep.core.malformed import Intake
 from mailkeep.core.outcome import Phase, Scope, Severity
 from mailkeep.core.queue import HopOut
+from mailkeep.core.suppression import SuppressionReason
 from mailkeep.intake.commands import MAX_AGE_S
 from mailkeep.intake.http import MAX_COMMANDS, BatchRequest, DeliveryAnswer, LoginCodeAnswer
 from mailkeep.intake.problems import URN, HttpCode, Problem
-from mailkeep.operator.api import FlushRequest, ListParameters, MalformedParameters
+from mailkeep.operator.api import (
+    FlushRequest,
+    ListParameters,
+    MalformedParameters,
+    RemovalParameters,
+    SuppressionParameters,
+)
 from mailkeep.operator.changes import Changed, Why
 from mailkeep.operator.explain import Explanation, RuleFacts
 from mailkeep.operator.malformed import MalformedView
@@ -205,6 +212,12 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
         "source": {"description": "As the command had it."},
         "cursor": {"description": "`cursor` of the page before."},
     },
+    SuppressionParameters: {
+        "recipient": saying("The whole address of one recipient.", **_MAILBOX),
+        "reason": one_of(SuppressionReason),
+        "cursor": {"description": "`cursor` of the page before."},
+    },
+    RemovalParameters: {"actor": saying("Who.", **_ONE_LINE), "note": saying("Why.", **_ONE_LINE)},
     FlushRequest: {
         "domain": {"description": "Of the first recipient."},
         "next_hop": {"description": "By its name."},

@@ -34,11 +34,7 @@ def states_after(states: str, outcome: Outcome) -> str:
     """Return the recipient states after `outcome`; recipients it did not address keep theirs."""
     letters = list(states)
     for recipient in outcome.recipients:
-        if (
-            recipient.severity is Severity.PERMANENT
-            and recipient.suppress
-            and recipient.scope is Scope.REPUTATION
-        ):
+        if recipient.is_on_provider_list:
             letters[recipient.ordinal] = RecipientState.SUPPRESSED
         else:
             letters[recipient.ordinal] = _STATE_AFTER[recipient.severity]

@@ -105,7 +105,7 @@ TRANSITIONS: Final[dict[tuple[DeliveryStatus, DeliveryStatus], str]] = {
     (_S.SENDING, _S.QUEUED): "handed back before it was rendered, or its replica was lost",
     (_S.SENDING, _S.RENDERED): "retry scheduled, parked, handed back, or its replica was lost",
     (_S.SENDING, _S.SENT): "every recipient accepted",
-    (_S.SENDING, _S.SUPPRESSED): "stub mode, or suppressed by the provider's policy",
+    (_S.SENDING, _S.SUPPRESSED): "on the suppression list by now, or on the provider's own",
     (_S.SENDING, _S.FAILED): "refused for good",
     (_S.SENDING, _S.DEAD_LETTER): "ladder exhausted, or poison",
     (_S.SENDING, _S.EXPIRED): "its time ran out",
@@ -118,7 +118,8 @@ TRANSITIONS: Final[dict[tuple[DeliveryStatus, DeliveryStatus], str]] = {
     (_S.HELD, _S.CANCELLED): "dropped or resent by an operator",
     (_S.HELD, _S.EXPIRED): "its time ran out while held",
 }
-"""(from, to) -> why. Intake creates `queued`, `rendered`, `sending` (claimed at birth) or `suppressed` (stub mode)."""
+"""(from, to) -> why. Intake creates `queued`, `rendered`, `sending` (claimed at birth) or `suppressed` (stub
+mode, or every recipient is on the suppression list)."""
 
 BIRTH: Final = frozenset({_S.QUEUED, _S.RENDERED, _S.SENDING, _S.SUPPRESSED})
 

@@ -18,5 +18,8 @@ def fingerprint(command: Command, hash_key: bytes) -> bytes:
 
 
 def address_hash(address: str, hash_key: bytes) -> bytes:
-    """Return 12 bytes by which an operator finds a recipient although no address is stored beside the delivery."""
+    """Return 12 bytes by which a recipient is found although no address is stored beside the delivery.
+
+    Operators look deliveries up by it, and intake and claims the suppression list; upper and lower case are one.
+    """
     return hashlib.blake2b(address.lower().encode(), digest_size=12, key=hash_key).digest()

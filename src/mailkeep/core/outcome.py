@@ -89,6 +89,25 @@ class RecipientOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
     text: str = ""
     suppress: bool = False
 
+    @property
+    def reason(self) -> str:
+        """What the next hop said of it, e.g. `550 5.1.1 No such user`; else the rule that decided."""
+        return _said(self.code, self.enhanced, self.text) or self.rule
+
+    @property
+    def is_hard_bounce(self) -> bool:
+        """Whether the next hop said that the address itself is good for nothing."""
+        return self._says_suppress and self.scope is Scope.RECIPIENT
+
+    @property
+    def is_on_provider_list(self) -> bool:
+        """Whether the next hop keeps the address on a suppression list of its own."""
+        return self._says_suppress and self.scope is Scope.REPUTATION
+
+    @property
+    def _says_suppress(self) -> bool:
+        return self.suppress and self.severity is Severity.PERMANENT
+
 
 class Step(msgspec.Struct, frozen=True, array_like=True):
     """One exchange of the SMTP dialog as kept on the attempt: secrets and addresses masked, text cut."""
@@ -123,8 +142,12 @@ class Outcome(msgspec.Struct, frozen=True):
     @property
     def reason(self) -> str:
         """The one line an operator reads, e.g. `421 4.3.2 Service temporarily unavailable`."""
-        parts = (str(self.code) if self.code else "", self.enhanced or "", self.text)
-        return " ".join(part for part in parts if part) or f"{self.status} at {self.phase}"
+        return _said(self.code, self.enhanced, self.text) or f"{self.status} at {self.phase}"
+
+
+def _said(code: int | None, enhanced: str | None, text: str) -> str:
+    parts = (str(code) if code else "", enhanced or "", text)
+    return " ".join(part for part in parts if part)
 
 
 def uniform(

@@ -49,6 +49,14 @@ class NewDelivery(msgspec.Struct):
         return len(self.message or self.command or b"")
 
 
+class Suppressed(msgspec.Struct, frozen=True):
+    """What the suppression list left of a delivery: where it stands now, with an `x` for each recipient left out."""
+
+    id: UUID
+    status: DeliveryStatus
+    recipient_states: str
+
+
 class KeyHolder(msgspec.Struct, frozen=True):
     """Who holds an idempotency key, and what its first caller was answered."""
 
@@ -83,6 +91,7 @@ class Claim(ClaimKey):
     recipients: tuple[str, ...] = ()
     message: bytes | None = None  # None: too large to come along, or not rendered yet
     command: bytes | None = None
+    traceparent: str | None = None  # of the span that accepted it
 
 
 class FinishedAttempt(msgspec.Struct, frozen=True):

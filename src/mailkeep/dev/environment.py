@@ -5,24 +5,27 @@ other commands (`mailkeep queue`, `mailkeep send`) where the running environment
 """
 
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 import msgspec
 
 from mailkeep.dev.state import STATE_FILE, DevState
 from mailkeep.settings import Environment, Settings
 from mailkeep.sinkhole.mode_source import FileModeSource, write_mode_file
+from mailkeep.sinkhole.report import Exchange, readable
 from mailkeep.sinkhole.script import parse_mode
 from mailkeep.sinkhole.server import Sinkhole
 from mailkeep.store.embedded import start_postgres, start_redis
 from mailkeep.wiring import Service
 
 MODE_FILE: Final = "sinkhole-mode"
+SINKHOLE_LOG: Final = "sinkhole.log"
 SINKHOLE_PORT: Final = 2525
 HTTP_PORT: Final = 8080
 LADDER: Final = "1s, 3s, 10s, 1m, 5m"
@@ -55,7 +58,10 @@ async def development(
             stack.callback(redis.stop)
         mode_file = data_dir / MODE_FILE
         write_mode_file(mode_file, parse_mode("accept"))
-        sinkhole = Sinkhole(FileModeSource(mode_file, notice=lambda _text: None))
+        answers = stack.enter_context((data_dir / SINKHOLE_LOG).open("a", encoding="utf-8"))
+        sinkhole = Sinkhole(
+            FileModeSource(mode_file, notice=lambda _text: None), observe=functools.partial(_write, answers)
+        )
         await _start_sinkhole(sinkhole, 0 if any_port else SINKHOLE_PORT)
         stack.push_async_callback(sinkhole.stop)
         settings = Settings.load(
@@ -91,6 +97,11 @@ async def development(
         state_file.write_bytes(msgspec.json.format(msgspec.json.encode(state)))
         stack.callback(state_file.unlink, missing_ok=True)
         yield DevEnvironment(state, settings, service, sinkhole)
+
+
+def _write(answers: TextIO, exchange: Exchange) -> None:
+    answers.write(f"{readable(exchange)}\n")
+    answers.flush()
 
 
 async def _start_sinkhole(sinkhole: Sinkhole, port: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mailkeep.dev.environment import development
+from mailkeep.dev.environment import SINKHOLE_LOG, development
 from mailkeep.dev.show import show_examples
 from mailkeep.dev.state import DevState
 from mailkeep.store.embedded import default_data_dir
@@ -46,8 +46,9 @@ def _introduce(console: Console, state: DevState, data_dir: Path) -> None:
     console.print(
         f"  Sinkhole   127.0.0.1:{state.sinkhole_port} (takes all mail; nothing leaves this machine)"
     )
+    console.print(f"  PostgreSQL {state.postgres_dsn}", markup=False, soft_wrap=True)
     console.print(f"  Redis      {state.redis_socket or 'not found: stream intake is off'}")
-    console.print(f"  Log        {data_dir / 'mailkeep.log'}\n")
+    console.print(f"  Log        {data_dir / 'mailkeep.log'}; of the sinkhole: {data_dir / SINKHOLE_LOG}\n")
 
 
 def _explain(console: Console, state: DevState, data_dir: Path) -> None:

@@ -23,8 +23,10 @@ class DevState(msgspec.Struct, frozen=True):
     @property
     def environ(self) -> dict[str, str]:
         """What other commands need in their environment to find it."""
+        redis = {"MAIL_REDIS_MASTER_ADDR": self.redis_socket} if self.redis_socket else {}
         return {
             "MAIL_POSTGRES_DSN": self.postgres_dsn,
+            **redis,
             "MAIL_INTERNAL_HTTP_ADDR": f"{self.http_host}:{self.http_port}",
         }
 

@@ -14,23 +14,26 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from mailkeep.core.delivery import DeliveryStatus
+from mailkeep.core.delivery import Certainty, DeliveryStatus
 from mailkeep.core.outcome import Outcome
 from mailkeep.core.queue import Claim, FinishedAttempt
+from mailkeep.core.suppression import USUAL_TTL_S
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.store.errors import StoreRefusedError, StoreUnavailableError
 from mailkeep.store.group_commit import GroupCommit
 from mailkeep.store.postgres import Store
+from mailkeep.telemetry import metrics
 
 RETRY_FIRST_S: Final = 0.1
 RETRY_LAST_S: Final = 2.0
 
 
 class Recorder:
-    """Writes what became of claims: finished, marked before the dot, handed back."""
+    """Writes what became of claims: finished, marked before the dot, handed back; hard bounces suppress for their TTL."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, suppression_ttl_s: float = USUAL_TTL_S) -> None:
         self._store = store
+        self._suppression_ttl_s = suppression_ttl_s
         self._finishing = GroupCommit(self._write_finished)
         self._marking = GroupCommit(self._write_marks)
         self._returning = GroupCommit(self._write_returns)
@@ -60,6 +63,9 @@ class Recorder:
         reach(FaultPoint.FINISH_BEFORE_COMMIT)
         statuses = await self._persist(batch)
         reach(FaultPoint.FINISH_AFTER_COMMIT)
+        _count(
+            [(finished, statuses[finished.claim.id]) for finished in batch if finished.claim.id in statuses]
+        )
         for finished in batch:
             if finished.claim.id not in statuses:
                 # Taken over, or an earlier try was committed although its answer was lost: either way not ours.
@@ -73,7 +79,7 @@ class Recorder:
         wait_s = RETRY_FIRST_S
         while True:
             try:
-                return await self._store.finish(batch)
+                return await self._store.finish(batch, self._suppression_ttl_s)
             except StoreRefusedError:
                 return await self._persist_singly(batch)
             except StoreUnavailableError as fault:
@@ -87,7 +93,7 @@ class Recorder:
         # What PostgreSQL refuses of one attempt harms no other; its own outcome is recorded without its words.
         if len(batch) == 1:
             bare = msgspec.structs.replace(batch[0], outcome=_without_words(batch[0].outcome))
-            return await self._store.finish([bare])
+            return await self._store.finish([bare], self._suppression_ttl_s)
         statuses: dict[UUID, DeliveryStatus] = {}
         for finished in batch:
             statuses |= await self._persist([finished])
@@ -100,6 +106,29 @@ class Recorder:
     async def _write_returns(self, batch: list[Claim]) -> Sequence[bool]:
         returned = await self._store.hand_back(batch)
         return [claim.id in returned for claim in batch]
+
+
+def _count(recorded: Sequence[tuple[FinishedAttempt, DeliveryStatus]]) -> None:
+    metrics.count(metrics.OUTCOMES, ((finished.outcome.status,) for finished, _ in recorded))
+    metrics.count(
+        metrics.UNKNOWN, (() for finished, _ in recorded if finished.outcome.certainty is Certainty.UNKNOWN)
+    )
+    metrics.count(metrics.TRANSITIONS, ((DeliveryStatus.SENDING, status) for _, status in recorded))
+    metrics.count(
+        metrics.SUPPRESSED,
+        ((finished.claim.source,) for finished, status in recorded if status is DeliveryStatus.SUPPRESSED),
+    )
+    metrics.count(
+        metrics.DEAD_LETTERS,
+        (
+            (finished.decision.dead_letter_cause or "",)
+            for finished, status in recorded
+            if status is DeliveryStatus.DEAD_LETTER
+        ),
+    )
+    for finished, _ in recorded:
+        outcome = finished.outcome
+        metrics.observe_send(outcome.duration_ms, route=finished.claim.next_hop, phase=outcome.phase)
 
 
 def _without_words(outcome: Outcome) -> Outcome:

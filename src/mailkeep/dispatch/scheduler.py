@@ -7,18 +7,20 @@ not in memory (a commit whose answer was lost) are given back: here no claim of 
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
 import structlog
 
-from mailkeep.core.delivery import DeliveryClass
-from mailkeep.core.queue import ClaimKey
+from mailkeep.core.delivery import DeliveryClass, DeliveryStatus
+from mailkeep.core.queue import Claim, ClaimKey, Suppressed
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
+from mailkeep.telemetry import metrics
 
 IDLE_S: Final = 2.0
 """The longest it sleeps: a lost notification costs no more than this."""
@@ -32,6 +34,8 @@ ANNOUNCE_S: Final = 0.2
 """Between two notifications to other replicas, however much is accepted."""
 FORGOTTEN_AFTER_S: Final = 10.0
 """Age of a claim that is in the table but not in memory before it is given back."""
+CLAIMS: Final = 100
+"""Claims of one look: taking them in holds the event loop for a millisecond; while there are more the next look is at once."""
 
 
 class AttemptScheduler:
@@ -88,15 +92,27 @@ class AttemptScheduler:
             await self._housekeep()
             self._housekept_at = time.monotonic()
         wanted = self._pool.wanted()
-        claims = (
-            await self._store.claim_due(self._replica.id, wanted, self._pool.free_places) if wanted else []
-        )
+        at_most = min(self._pool.free_places, CLAIMS)
+        claims = await self._store.claim_due(self._replica.id, wanted, at_most) if wanted else []
         if claims:
             reach(FaultPoint.CLAIM_AFTER_COMMIT)
-        for claim in claims:
-            self._pool.hand_over(claim)
-        if not claims:
+            await self._hand_over(claims)
+        else:
             await self._sleep(await self._pause_s([(hop, name) for hop, name, _ in wanted]))
+
+    async def _hand_over(self, claims: Sequence[Claim]) -> None:
+        """Give the workers what may be sent: since it was accepted, the suppression list may have grown."""
+        suppressed = {left.id: left for left in await self._store.suppress(claims)}
+        _count(claims, suppressed)
+        for claim in claims:
+            left = suppressed.get(claim.id)
+            if left is not None:
+                claim.recipient_states = left.recipient_states
+                self._log.info(
+                    "recipients are suppressed", delivery_id=str(claim.id), delivery_status=left.status
+                )
+            if left is None or left.status is DeliveryStatus.SENDING:
+                self._pool.hand_over(claim)
 
     async def _pause_s(self, wanted: list[tuple[str, DeliveryClass]]) -> float:
         probes = [breaker.wait_s() for breaker in self._pool.breakers.values() if breaker.wait_s()]
@@ -119,7 +135,7 @@ class AttemptScheduler:
             suspect = await self._store.claim_suspect(self._replica.id, sorted({hop for hop, _, _ in wanted}))
             if suspect is not None:
                 self._suspect = suspect.id
-                self._pool.hand_over(suspect)
+                await self._hand_over([suspect])
         await self._give_back_forgotten()
 
     async def _give_back_forgotten(self) -> None:
@@ -128,3 +144,16 @@ class AttemptScheduler:
             if delivery_id not in self._pool.held:
                 self._log.warning("a claim without a holder is given back", delivery_id=str(delivery_id))
                 await self._store.hand_back([ClaimKey(replica_id, delivery_id, token)])
+
+
+def _count(claims: Sequence[Claim], suppressed: Mapping[UUID, Suppressed]) -> None:
+    ended = [
+        (claim, suppressed[claim.id].status)
+        for claim in claims
+        if claim.id in suppressed and suppressed[claim.id].status is not DeliveryStatus.SENDING
+    ]
+    metrics.count(metrics.TRANSITIONS, ((DeliveryStatus.SENDING, status) for _, status in ended))
+    metrics.count(
+        metrics.SUPPRESSED,
+        ((claim.source,) for claim, status in ended if status is DeliveryStatus.SUPPRESSED),
+    )

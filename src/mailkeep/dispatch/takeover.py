@@ -8,6 +8,7 @@ from mailkeep.core.delivery import DeliveryStatus
 from mailkeep.dispatch.replica import Replica
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
+from mailkeep.telemetry import metrics
 
 
 class TakeoverWorker:
@@ -35,6 +36,11 @@ class TakeoverWorker:
         for replica_id in await self._store.mark_lost(self._ttl_s):
             self._log.error("replica lost", lost_id=str(replica_id))
         while statuses := await self._store.take_over():
+            metrics.count(metrics.TAKEOVERS, (() for _ in statuses))
+            metrics.count(
+                metrics.TRANSITIONS, ((DeliveryStatus.SENDING, status) for status in statuses.values())
+            )
             poisoned = [str(key) for key, status in statuses.items() if status is DeliveryStatus.DEAD_LETTER]
+            metrics.count(metrics.DEAD_LETTERS, (("poison",) for _ in poisoned))
             self._log.warning("claims taken over", count=len(statuses), poisoned=poisoned)
             await self._store.notify_due()

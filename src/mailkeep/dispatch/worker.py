@@ -10,6 +10,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -21,15 +22,16 @@ from mailkeep.core.delivery import (
     AttemptStatus,
     Certainty,
     DeliveryClass,
-    DeliveryStatus,
     Guarantee,
     RecipientState,
 )
 from mailkeep.core.outcome import Outcome, Phase, Scope, Severity, Verdict, uniform
 from mailkeep.core.queue import Claim, FinishedAttempt, HopOut
 from mailkeep.dispatch.breaker import Breaker, BreakerState
+from mailkeep.dispatch.crowd import Crowd
 from mailkeep.dispatch.recorder import Recorder
 from mailkeep.dispatch.replica import Replica
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.shares import PRIORITY, Shares
 from mailkeep.faults import FaultPoint, armed, reach
 from mailkeep.smtp.envelope import Envelope
@@ -37,6 +39,7 @@ from mailkeep.smtp.next_hop import NextHop
 from mailkeep.smtp.pool import Pool
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
+from mailkeep.telemetry import tracing
 
 HELD_PER_WORKER: Final = 8
 """Claims held in memory for each worker: enough that none idles while the next batch is claimed."""
@@ -101,6 +104,7 @@ class AttemptWorkerPool:
         hops: Mapping[str, NextHop],
         ladders: Mapping[DeliveryClass, tuple[float, ...]],
         concurrency: int,
+        right_of_way: RightOfWay,
     ) -> None:
         self._store = store
         self._replica = replica
@@ -108,11 +112,19 @@ class AttemptWorkerPool:
         self._smtp = smtp
         self._hops = hops
         self._ladders = ladders
+        self._right_of_way = right_of_way
+        right_of_way.on_clear = self._begin_attempts
         several = len(hops) > 1
         self._workers = Shares(concurrency, several_hops=several)
         self._places = Shares(concurrency * HELD_PER_WORKER, several_hops=several)
         self._waiting: dict[tuple[DeliveryClass, str], deque[Claim]] = {
             (delivery_class, hop): deque() for delivery_class in PRIORITY for hop in hops
+        }
+        # Login codes are never many, and wait for nobody.
+        self._crowds: dict[tuple[DeliveryClass, str], Crowd] = {
+            (delivery_class, hop): Crowd(concurrency)
+            for delivery_class, hop in self._waiting
+            if delivery_class is not DeliveryClass.AUTH
         }
         self._active: Counter[str] = Counter()
         self._attempts: dict[asyncio.Task[None], ClaimFence] = {}
@@ -215,7 +227,9 @@ class AttemptWorkerPool:
             self._active[claim.next_hop] += 1
             self.breakers[claim.next_hop].began()
             fence = ClaimFence(claim, self._replica, self._recorder)
-            attempt = asyncio.create_task(self._attempt(claim, fence))
+            if crowd := self._crowds.get((claim.delivery_class, claim.next_hop)):
+                crowd.begin()
+            attempt = asyncio.create_task(self._attempt(claim, fence, time.monotonic()))
             self._attempts[attempt] = fence
             attempt.add_done_callback(self._attempts.pop)
 
@@ -223,16 +237,30 @@ class AttemptWorkerPool:
         for (delivery_class, hop), claims in self._waiting.items():
             if (
                 claims
+                and self._may_begin(delivery_class, hop)
                 and self._workers.room(delivery_class, hop)
                 and self.breakers[hop].allowance(self._active[hop])
             ):
                 return claims.popleft()
         return None
 
-    async def _attempt(self, claim: Claim, fence: ClaimFence) -> None:
+    def _may_begin(self, delivery_class: DeliveryClass, hop: str) -> bool:
+        crowd = self._crowds.get((delivery_class, hop))
+        return crowd is None or (self._right_of_way.is_clear and crowd.has_room)
+
+    async def _attempt(self, claim: Claim, fence: ClaimFence, begun_s: float) -> None:
+        number = claim.attempts + 1
+        with tracing.attempt_span(
+            claim.traceparent, delivery_id=str(claim.id), number=number, route=claim.next_hop
+        ):
+            await self._try(claim, fence, begun_s)
+
+    async def _try(self, claim: Claim, fence: ClaimFence, begun_s: float) -> None:
+        waited_s = time.monotonic() - begun_s
         reach(FaultPoint.ATTEMPT_BEGINS)
         try:
-            outcome = await self._converse(claim, fence)
+            with self._passage(claim):
+                outcome = await self._converse(claim, fence)
         except asyncio.CancelledError:
             outcome = _interrupted(claim, "shutdown", after_dot=True) if fence.dot_has_left else None
         except Exception:  # noqa: BLE001 - a boundary
@@ -242,6 +270,8 @@ class AttemptWorkerPool:
         finally:
             self._active[claim.next_hop] -= 1
             self._workers.give(claim.delivery_class, claim.next_hop)
+            if crowd := self._crowds.get((claim.delivery_class, claim.next_hop)):
+                crowd.end(waited_s, time.monotonic() - begun_s)
         reach(FaultPoint.OUTCOME_KNOWN)
         self._learn(claim, outcome)
         if not self._stopping:
@@ -250,6 +280,9 @@ class AttemptWorkerPool:
             await self._return(claim)
         else:
             await self._record(claim, outcome)
+
+    def _passage(self, claim: Claim) -> AbstractContextManager[None]:
+        return self._right_of_way.passing() if claim.delivery_class is DeliveryClass.AUTH else nullcontext()
 
     async def _converse(self, claim: Claim, fence: ClaimFence) -> Outcome | None:
         if claim.message is not None:
@@ -298,6 +331,13 @@ class AttemptWorkerPool:
             self._replica.hops_out[hop] = HopOut(breaker.last_cause, since)
 
     async def _record(self, claim: Claim, outcome: Outcome) -> None:
+        tracing.tell_outcome(
+            status=outcome.status,
+            phase=outcome.phase,
+            rule=outcome.rule,
+            certainty=outcome.certainty,
+            delivered=outcome.severity is Severity.SUCCESS,
+        )
         decision = decide(
             states=claim.recipient_states,
             outcome=outcome,
@@ -309,7 +349,7 @@ class AttemptWorkerPool:
         )
         status = await self._recorder.finish(FinishedAttempt(claim, outcome, decision))
         self._forget(claim)
-        if status is not None and status is not DeliveryStatus.SENT:
+        if status is not None and outcome.severity is not Severity.SUCCESS:
             self._log.info(
                 "attempt did not deliver",
                 delivery_id=str(claim.id),

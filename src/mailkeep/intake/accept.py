@@ -7,7 +7,7 @@ is born claimed and handed to them in memory after the commit, so that the fast 
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -27,15 +27,17 @@ from mailkeep.core.command import (
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, RecipientState
 from mailkeep.core.idempotency import address_hash, fingerprint
 from mailkeep.core.ids import new_id
-from mailkeep.core.queue import Claim, KeyHolder, NewDelivery
+from mailkeep.core.queue import Claim, KeyHolder, NewDelivery, Suppressed
 from mailkeep.dispatch.replica import Replica
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.intake.signing import Signer
 from mailkeep.smtp.routes import Routes
 from mailkeep.store.errors import StoreError, StoreRefusedError
 from mailkeep.store.group_commit import GroupCommit, OverloadedError
-from mailkeep.store.postgres import Store
+from mailkeep.store.postgres import Store, Stored
+from mailkeep.telemetry import metrics
 from mailkeep.templates.catalog import Catalog
 from mailkeep.templates.message import MessageError, MessageParts, build_message
 from mailkeep.templates.render import Rendered
@@ -55,7 +57,7 @@ class Accepted(msgspec.Struct, frozen=True):
 
     @property
     def suppressed(self) -> bool:
-        """Whether it ended at birth (stub mode)."""
+        """Whether it ended at birth: stub mode, or nobody who is not on the suppression list."""
         return self.status is DeliveryStatus.SUPPRESSED
 
 
@@ -65,7 +67,7 @@ class Prepared(msgspec.Struct, frozen=True):
     new: NewDelivery
     has_own_id: bool
 
-    def accepted(self, answer: UUID | KeyHolder | StoreError) -> Accepted:
+    def accepted(self, answer: Stored) -> Accepted:
         """Return what the store's `answer` means to the caller. Raises `CommandError` and `StoreError`."""
         if isinstance(answer, StoreRefusedError) and self.has_own_id:
             raise CommandError(FailureCode.INVALID_FIELD, "delivery_id", "belongs to another delivery")
@@ -73,7 +75,7 @@ class Prepared(msgspec.Struct, frozen=True):
             raise answer
         if isinstance(answer, KeyHolder):
             return _replay(answer, self.new.fingerprint)
-        return Accepted(self.new.id, self.new.status)
+        return Accepted(self.new.id, answer.status if isinstance(answer, Suppressed) else self.new.status)
 
 
 class AcceptPolicy(msgspec.Struct, frozen=True):
@@ -98,6 +100,7 @@ class Accept:
         routes: Routes,
         policy: AcceptPolicy,
         on_waiting: Callable[[], None],
+        right_of_way: RightOfWay,
         signer: Signer | None = None,
     ) -> None:
         self._store = store
@@ -107,7 +110,9 @@ class Accept:
         self._routes = routes
         self._on_waiting = on_waiting
         self._signer = signer
-        self._committing = GroupCommit(self._commit)
+        self.right_of_way = right_of_way
+        # Login codes have commits of their own: theirs never waits behind a batch of the rest.
+        self._committing = {name: GroupCommit(self._commit) for name in (True, False)}
         self.policy = policy
 
     async def accept(
@@ -124,6 +129,16 @@ class Accept:
         `StoreUnavailableError` or `OverloadedError` when it can't be stored now: then nothing is reserved, or the same
         call under the same key finds what was.
         """
+        if command.delivery_class is DeliveryClass.AUTH:
+            with self.right_of_way.passing():
+                return await self._accept(command, key, delivery_id, traceparent)
+        if not self.right_of_way.is_clear:
+            await self.right_of_way.give_way()
+        return await self._accept(command, key, delivery_id, traceparent)
+
+    async def _accept(
+        self, command: Command, key: str | None, delivery_id: UUID | None, traceparent: str | None
+    ) -> Accepted:
         try:
             prepared = self.prepare(command, key=key, delivery_id=delivery_id, traceparent=traceparent)
         except CommandError:
@@ -151,12 +166,12 @@ class Accept:
         if self._signer is not None:
             await asyncio.gather(*(self._signer.sign(ready.new) for ready in prepared))
 
-    def store(self, prepared: "Prepared") -> "asyncio.Future[UUID | KeyHolder | StoreError]":
+    def store(self, prepared: "Prepared") -> asyncio.Future[Stored]:
         """Hand a delivery to the next commit; `Prepared.accepted` reads the answer. Raises `OverloadedError`."""
         new = prepared.new
         new.status = self._birth_status(new)
         try:
-            return self._committing.submit(new)
+            return self._committing[new.delivery_class is DeliveryClass.AUTH].submit(new)
         except OverloadedError:
             self._withdraw(new)
             raise
@@ -172,7 +187,8 @@ class Accept:
 
     async def drain(self) -> None:
         """Wait until every commit under way is done."""
-        await self._committing.drain()
+        for commits in self._committing.values():
+            await commits.drain()
 
     # -- from command to delivery ------------------------------------------------------------------------------
 
@@ -222,15 +238,19 @@ class Accept:
     def _render(self, command: Command) -> RenderedContent | Rendered:
         match command.content:
             case TemplateContent(template_id=template_id, locale=locale, variables=variables):
-                return self._catalog.render(template_id, locale, variables, self.policy.rules.limits)
+                rendered = self._catalog.render(template_id, locale, variables, self.policy.rules.limits)
+                if len(rendered.locale_chain) > 1:
+                    metrics.count(metrics.LOCALE_FALLBACK, ((template_id, rendered.locale),))
+                return rendered
             case RenderedContent() as ready:
                 return ready
 
     def _message(
         self, command: Command, content: RenderedContent | Rendered, delivery_id: UUID, date: datetime
     ) -> bytes:
+        seed = str(delivery_id)
         parts = MessageParts(
-            message_id=f"{delivery_id}@{self.policy.sender.domain}",
+            message_id=f"{seed}@{self.policy.sender.domain}",
             date=date,
             sender=self.policy.sender,
             to=command.to,
@@ -243,7 +263,7 @@ class Accept:
             headers=_headers(command),
         )
         try:
-            message = build_message(parts, boundary_seed=str(delivery_id))
+            message = build_message(parts, boundary_seed=seed)
         except MessageError as fault:
             # The second wall: what validation let through and a header could not carry safely.
             raise CommandError(FailureCode.INVALID_FIELD, "payload", str(fault)) from None
@@ -299,7 +319,7 @@ class Accept:
 
     # -- commit ------------------------------------------------------------------------------------------------
 
-    async def _commit(self, batch: list[NewDelivery]) -> Sequence[UUID | KeyHolder | StoreError]:
+    async def _commit(self, batch: list[NewDelivery]) -> Sequence[Stored]:
         # Runs in the group commit's own task: a caller that went away can't keep a stored claim from its worker.
         replica_id = self._replica.id
         reach(FaultPoint.ACCEPT_BEFORE_COMMIT)
@@ -311,11 +331,13 @@ class Accept:
                 self._withdraw(new)
             raise
         reach(FaultPoint.ACCEPT_AFTER_COMMIT)
+        _count(zip(batch, answers, strict=True))
         for new, answer in zip(batch, answers, strict=True):
-            if not isinstance(answer, UUID):
+            states = _states_left(new, answer)
+            if RecipientState.OPEN not in states:
                 self._withdraw(new)
             elif new.status is DeliveryStatus.SENDING:
-                self._pool.hand_over(_claim_at_birth(replica_id, new), reserved=True)
+                self._pool.hand_over(_claim_at_birth(replica_id, new, states), reserved=True)
             elif new.status is DeliveryStatus.RENDERED:
                 self._on_waiting()
         reach(FaultPoint.HANDED_OVER)
@@ -326,6 +348,20 @@ class Accept:
             self._pool.cancel(new.id, new.next_hop, new.delivery_class, new.size_bytes)
 
 
+def _count(stored: Iterable[tuple[NewDelivery, Stored]]) -> None:
+    accepted = [(new, answer) for new, answer in stored if isinstance(answer, UUID | Suppressed)]
+    metrics.count(metrics.ACCEPTED, ((new.source,) for new, _ in accepted))
+    metrics.count(
+        metrics.SUPPRESSED,
+        (
+            (new.source,)
+            for new, answer in accepted
+            if DeliveryStatus.SUPPRESSED
+            in (new.status, answer.status if isinstance(answer, Suppressed) else None)
+        ),
+    )
+
+
 def _replay(holder: KeyHolder, mark: bytes) -> Accepted:
     if holder.fingerprint != mark:
         raise CommandError(
@@ -334,7 +370,18 @@ def _replay(holder: KeyHolder, mark: bytes) -> Accepted:
     return Accepted(holder.delivery_id, holder.first_status, replayed=True)
 
 
-def _claim_at_birth(replica_id: UUID, new: NewDelivery) -> Claim:
+def _states_left(new: NewDelivery, answer: Stored) -> str:
+    """Return the states of the recipients of a delivery, empty where it was not stored."""
+    match answer:
+        case Suppressed(recipient_states=states):
+            return states
+        case UUID():
+            return RecipientState.OPEN * len(new.recipients)
+        case _:
+            return ""
+
+
+def _claim_at_birth(replica_id: UUID, new: NewDelivery, states: str) -> Claim:
     return Claim(
         replica_id=replica_id,
         id=new.id,
@@ -345,13 +392,14 @@ def _claim_at_birth(replica_id: UUID, new: NewDelivery) -> Claim:
         next_hop=new.next_hop,
         attempts=0,
         rungs_used=0,
-        recipient_states=RecipientState.OPEN * len(new.recipients),
+        recipient_states=states,
         size_bytes=new.size_bytes,
         sensitive=new.sensitive,
         expires_at=new.expires_at,
         sender=new.sender,
         recipients=new.recipients,
         message=new.message,
+        traceparent=new.traceparent,
     )
 
 

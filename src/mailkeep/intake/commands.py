@@ -1,7 +1,7 @@
 """Commands that nobody waits for an answer to: from the stream and from SQL, each to a delivery or a malformed record.
 
 The one meaning of a command is `accept`'s; here is only what happens to those it refuses. A batch is prepared command by
-command and stored in one commit.
+command; while one part of it is being committed the next is prepared. Login codes have the right of way.
 """
 
 import asyncio
@@ -22,16 +22,18 @@ from mailkeep.core.command import (
     parse_request,
 )
 from mailkeep.core.malformed import Intake, Malformed, malformed
-from mailkeep.core.queue import KeyHolder
 from mailkeep.intake.accept import Accept, Accepted, Prepared
 from mailkeep.intake.stream_entry import REQUIRED, REQUIRED_OF_STREAM, parse_entry
 from mailkeep.store.errors import StoreError, StoreUnavailableError
 from mailkeep.store.group_commit import OverloadedError
 from mailkeep.store.malformed import MalformedCommands
-from mailkeep.store.postgres import Store
+from mailkeep.store.postgres import Store, Stored
+from mailkeep.telemetry import metrics, tracing
 
-SLICE: Final = 16
-"""Commands prepared before the event loop gets a turn: a login code waits for a few milliseconds at most."""
+SLICE: Final = 4
+"""Commands prepared before the event loop gets a turn: less than a millisecond, which a login code may have to wait."""
+PART: Final = 32
+"""Commands of a batch after which their commit begins: it is under way while the next ones are prepared."""
 MAX_AGE_S: Final = 7 * 86_400.0
 """How long a command may have waited (a stop of the service, a stream read again): as long as keys are kept at least.
 Beyond it nobody could tell any more whether it was sent before."""
@@ -57,15 +59,15 @@ class RawCommand(msgspec.Struct, frozen=True):
         return malformed(self.intake, self.entry_id, self.fields, fault, self.delivery_id)
 
 
-Stored = UUID | KeyHolder | StoreError
-
-
 class _Undeliverable(msgspec.Struct, frozen=True):
     """A valid command that can't be delivered as things are now; it may have been accepted when they were otherwise."""
 
     command: Command
     key: str
     fault: CommandError
+
+
+_Ready = Prepared | _Undeliverable | Malformed
 
 
 class CommandIntake:
@@ -76,6 +78,7 @@ class CommandIntake:
         self._store = store
         self._records = MalformedCommands(store)
         self._now_s = now_s
+        self._until_turn = SLICE
         self._log = structlog.get_logger("command_intake")
 
     async def take(self, commands: Sequence[RawCommand]) -> list[Accepted | Malformed]:
@@ -83,12 +86,18 @@ class CommandIntake:
 
         Raises `StoreUnavailableError`: then the whole batch is to be taken again, which doubles nothing.
         """
-        prepared: list[Prepared | _Undeliverable | Malformed] = []
-        for index, command in enumerate(commands):
-            if index % SLICE == SLICE - 1:
-                await asyncio.sleep(0)
-            prepared.append(self._prepare(command))
-        stored = iter(await self._stored([ready for ready in prepared if isinstance(ready, Prepared)]))
+        with tracing.batch_span("take commands"):
+            return await self._take(commands)
+
+    async def _take(self, commands: Sequence[RawCommand]) -> list[Accepted | Malformed]:
+        prepared: list[_Ready] = []
+        committing: list[asyncio.Future[list[Stored | BaseException]]] = []
+        for start in range(0, len(commands), PART):
+            part = [await self._in_turn(command) for command in commands[start : start + PART]]
+            committing.append(await self._commit([ready for ready in part if isinstance(ready, Prepared)]))
+            prepared += part
+            tracing.link(ready.new.traceparent for ready in part if isinstance(ready, Prepared))
+        stored = iter([answer for part_of_it in committing for answer in await part_of_it])
         answers = [
             await self._answer(command, ready, stored)
             for command, ready in zip(commands, prepared, strict=True)
@@ -99,7 +108,7 @@ class CommandIntake:
             self._say(refused)
         return answers
 
-    def _prepare(self, command: RawCommand) -> Prepared | _Undeliverable | Malformed:
+    def _prepare(self, command: RawCommand) -> _Ready:
         try:
             if command.fault is not None:
                 return command.refused(command.fault)
@@ -110,7 +119,10 @@ class CommandIntake:
             key, parsed = request.idempotency_key or str(delivery_id), parse_request(request, rules)
             try:
                 return self._accept.prepare(
-                    parsed, key=key, delivery_id=delivery_id, traceparent=request.traceparent
+                    parsed,
+                    key=key,
+                    delivery_id=delivery_id,
+                    traceparent=request.traceparent or tracing.current_traceparent(None),
                 )
             except CommandError as fault:
                 return _Undeliverable(parsed, key, fault)
@@ -119,8 +131,16 @@ class CommandIntake:
         except Exception as fault:  # noqa: BLE001 - a boundary: a command that trips us is malformed, the others go on
             return command.refused(self._tripped(command, fault))
 
-    async def _stored(self, prepared: Sequence[Prepared]) -> "list[Stored | BaseException]":
-        """Store all in one commit; answers what `Prepared.accepted` reads, or what the commit raised."""
+    async def _in_turn(self, command: RawCommand) -> "_Ready":
+        """Prepare one command when others had their turn of the event loop."""
+        self._until_turn -= 1
+        if self._until_turn <= 0:
+            self._until_turn = SLICE
+            await self._accept.right_of_way.give_way()
+        return self._prepare(command)
+
+    async def _commit(self, prepared: Sequence[Prepared]) -> "asyncio.Future[list[Stored | BaseException]]":
+        """Begin to store all; answers, later, what `Prepared.accepted` reads, or what the commit raised."""
         oldest_s = min(((ready.new.id.int >> 80) / 1000 for ready in prepared), default=self._now_s())
         if oldest_s < self._now_s() - ID_DRIFT_S:
             await self._store.ensure_partitions(_DAYS_BEHIND)
@@ -129,12 +149,12 @@ class CommandIntake:
             committing = [self._accept.store(ready) for ready in prepared]
         except OverloadedError as fault:
             raise StoreUnavailableError(str(fault), in_doubt=False) from fault
-        return await asyncio.gather(*committing, return_exceptions=True)
+        return asyncio.gather(*committing, return_exceptions=True)
 
     async def _answer(
         self,
         command: RawCommand,
-        ready: Prepared | _Undeliverable | Malformed,
+        ready: _Ready,
         stored: "Iterator[Stored | BaseException]",
     ) -> Accepted | Malformed:
         try:
@@ -163,6 +183,10 @@ class CommandIntake:
         return CommandError(FailureCode.INVALID_FIELD, "", f"met a fault of Mailkeep: {type(fault).__name__}")
 
     def _say(self, refused: Sequence[Malformed]) -> None:
+        metrics.count(
+            metrics.MALFORMED,
+            ((record.failure_code,) for record in refused if record.intake is Intake.STREAM),
+        )
         for record in refused:
             log = self._log.bind(
                 entry_id=record.entry_id,

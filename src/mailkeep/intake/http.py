@@ -49,6 +49,7 @@ from mailkeep.intake.problems import (
     problem_of,
 )
 from mailkeep.store.group_commit import OverloadedError
+from mailkeep.telemetry import tracing
 
 DELIVERIES: Final = "/api/v1/internal/deliveries"
 BATCH: Final = f"{DELIVERIES}/batch"
@@ -171,7 +172,9 @@ class InternalHttpApp:
             answer = _not_allowed("GET, HEAD, POST" if path == DELIVERIES else "POST")
         else:
             try:
-                answer = await self._answer(call, scope, headers, receive)
+                with tracing.request_span(f"POST {path}", _header_traceparent(headers)):
+                    answer = await self._answer(call, scope, headers, receive)
+                    tracing.tell_status(answer.status)
             except ClientGoneError:
                 return
         length = (b"content-length", str(len(answer.body)).encode())
@@ -203,7 +206,10 @@ class InternalHttpApp:
         held = bytearray()
         try:
             check_content_type(headers)
-            key, traceparent = header_key(scope["headers"]), _header_traceparent(headers)
+            key, traceparent = (
+                header_key(scope["headers"]),
+                tracing.current_traceparent(_header_traceparent(headers)),
+            )
             _check_size(int(headers.get(b"content-length", 0)), call.max_bytes)
             body = await self._read(receive, held, call.max_bytes)
             check_json(body)

@@ -1,4 +1,4 @@
-"""The operators' HTTP API (contract section 4.1): reads over the queue, and changes by hand. Off the hot path, so Starlette.
+"""The operators' HTTP API (contract section 4.1): reads, and changes by hand, of queue and suppression list. Off the hot path.
 
 Lists are cursor pages; a query parameter that is not known is a fault, since a filter that is silently ignored would show
 the wrong mail. An unknown delivery answers 404, which also serves as the smoke request of a health check. Faults are
@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mailkeep.core.command import CommandError, FailureCode
+from mailkeep.core.command import CommandError, FailureCode, check_line
 from mailkeep.core.delivery import DeliveryClass
 from mailkeep.intake.body import check_content_type, check_json, decode_json, field_error
 from mailkeep.intake.http import DELIVERIES, KEY_HEADER, header_key
@@ -32,6 +32,8 @@ from mailkeep.intake.problems import (
     problem_of,
 )
 from mailkeep.operator.changes import (
+    MAX_ACTOR_CHARS,
+    MAX_REASON_CHARS,
     Changed,
     KeyTakenError,
     NoSuchDeliveryError,
@@ -50,9 +52,11 @@ from mailkeep.operator.queue import (
     OperatorQueue,
     ReplicaView,
 )
+from mailkeep.operator.suppressions import OperatorSuppressions, SuppressionPage
 from mailkeep.store.changes import Verb
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
+from mailkeep.store.suppressions import Suppression
 
 ROOT: Final = DELIVERIES.removesuffix("/deliveries")
 DESCRIPTION: Final = "/openapi.json"
@@ -88,6 +92,22 @@ class MalformedParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     source: str | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE)] = USUAL_PAGE
     cursor: UUID | None = None
+
+
+class SuppressionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The query parameters of the suppression list."""
+
+    recipient: str | None = None
+    reason: str | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE)] = USUAL_PAGE
+    cursor: UUID | None = None
+
+
+class RemovalParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who removes a suppression, and why; recorded."""
+
+    actor: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ACTOR_CHARS)] = "api"
+    note: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REASON_CHARS)] = "removed over HTTP"
 
 
 class NoParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,7 +154,11 @@ def operator_api(
 ) -> Starlette:
     """Return the application over `store`; `description` is the OpenAPI document that it serves."""
     api = _OperatorApi(
-        OperatorQueue(store), OperatorMalformed(store), OperatorVerbs(store), OperatorExplain(store, ladders)
+        OperatorQueue(store),
+        OperatorMalformed(store),
+        OperatorVerbs(store),
+        OperatorExplain(store, ladders),
+        OperatorSuppressions(store),
     )
     delivery = f"{DELIVERIES}/{{delivery_id}}"
     app = Starlette(
@@ -149,6 +173,12 @@ def operator_api(
             Route(f"{ROOT}/dead-letters", _answering(api.list_dead_letters)),
             Route(f"{ROOT}/replicas", _answering(api.list_replicas)),
             Route(f"{ROOT}/malformed-commands", _answering(api.list_malformed)),
+            Route(f"{ROOT}/suppressions", _answering(api.list_suppressions)),
+            Route(
+                f"{ROOT}/suppressions/{{suppression_id}}",
+                _answering(api.remove_suppression),
+                methods=["DELETE"],
+            ),
             Route(DESCRIPTION, _answering(_describing(description))),
         ],
         exception_handlers={
@@ -175,11 +205,13 @@ class _OperatorApi:
         malformed: OperatorMalformed,
         verbs: OperatorVerbs,
         explain: OperatorExplain,
+        suppressions: OperatorSuppressions,
     ) -> None:
         self._queue = queue
         self._malformed = malformed
         self._verbs = verbs
         self._explain = explain
+        self._suppressions = suppressions
 
     async def list_deliveries(self, request: Request) -> DeliveryPage:
         return await self._page(_parameters(request, ListParameters))
@@ -208,20 +240,21 @@ class _OperatorApi:
 
     async def show_delivery(self, request: Request) -> DeliveryView:
         _parameters(request, NoParameters)
-        delivery_id = _delivery_id(request)
+        delivery_id = _id(request, "delivery_id")
         delivery = await self._queue.delivery(delivery_id) if delivery_id else None
-        return _found(delivery)
+        return _found(delivery, NO_SUCH_DELIVERY)
 
     async def list_attempts(self, request: Request) -> AttemptList:
         _parameters(request, NoParameters)
-        delivery_id = _delivery_id(request)
+        delivery_id = _id(request, "delivery_id")
         attempts = await self._queue.attempts(delivery_id) if delivery_id else None
-        return AttemptList(_found(attempts))
+        return AttemptList(_found(attempts, NO_SUCH_DELIVERY))
 
     async def explain(self, request: Request) -> Explanation:
         _parameters(request, NoParameters)
-        delivery_id = _delivery_id(request)
-        return _found(await self._explain.explain(delivery_id) if delivery_id else None)
+        delivery_id = _id(request, "delivery_id")
+        explanation = await self._explain.explain(delivery_id) if delivery_id else None
+        return _found(explanation, NO_SUCH_DELIVERY)
 
     def changing(self, verb: Verb) -> Callable[[Request], Awaitable[Changed]]:
         """Return the call that does `verb`."""
@@ -252,6 +285,30 @@ class _OperatorApi:
             )
         except CommandError as fault:
             raise _bad_parameter(fault.field, fault.message) from None
+
+    async def list_suppressions(self, request: Request) -> SuppressionPage:
+        wanted = _parameters(request, SuppressionParameters)
+        try:
+            return await self._suppressions.page(
+                wanted.limit, wanted.cursor, recipient=wanted.recipient, reason=wanted.reason
+            )
+        except CommandError as fault:
+            raise _bad_parameter(fault.field, fault.message) from None
+
+    async def remove_suppression(self, request: Request) -> Suppression:
+        by = _parameters(request, RemovalParameters)
+        try:
+            check_line(by.actor, "actor")
+            check_line(by.note, "note")
+        except CommandError as fault:
+            raise _bad_parameter(fault.field, fault.message) from None
+        suppression_id = _id(request, "suppression_id")
+        removed = (
+            await self._suppressions.remove(suppression_id, actor=by.actor, note=by.note)
+            if suppression_id
+            else None
+        )
+        return _found(removed, "no suppression has this id")
 
     async def flush(self, request: Request) -> FlushAnswer:
         _parameters(request, NoParameters)
@@ -310,15 +367,15 @@ def _bad_parameter(name: str, why: str) -> ProblemError:
     return ProblemError(problem_of(CommandError(FailureCode.INVALID_FIELD, name, why), status=400))
 
 
-def _delivery_id(request: Request) -> UUID | None:
+def _id(request: Request, name: str) -> UUID | None:
     try:
-        return UUID(request.path_params["delivery_id"])
+        return UUID(request.path_params[name])
     except ValueError:
         return None
 
 
 def _known_delivery_id(request: Request) -> UUID:
-    return _found(_delivery_id(request))
+    return _found(_id(request, "delivery_id"), NO_SUCH_DELIVERY)
 
 
 async def _why(request: Request) -> Why:
@@ -341,9 +398,9 @@ async def _body(request: Request, decoder: "msgspec.json.Decoder[P]") -> P:
 # -- answers -----------------------------------------------------------------------------------------------------
 
 
-def _found(read: P | None) -> P:
+def _found(read: P | None, why_not: str) -> P:
     if read is None:
-        raise ProblemError(make_problem(HttpCode.NOT_FOUND, NO_SUCH_DELIVERY))
+        raise ProblemError(make_problem(HttpCode.NOT_FOUND, why_not))
     return read
 
 

@@ -1,4 +1,4 @@
-"""Changes by hand, over HTTP and on the command line alike: hold, release, cancel, confirm, resend.
+"""Changes by hand, over HTTP and on the command line alike: hold, release, cancel, confirm, delete, resend.
 
 Each names who did it and why, and is recorded with the change. What can't be done is told with where the delivery stands.
 """
@@ -22,6 +22,7 @@ _ONLY_FROM: Final = {
     Verb.RELEASE: "only what is held can be released",
     Verb.CANCEL: "only what waits or is held can be cancelled",
     Verb.CONFIRM: "only what is held can be confirmed",
+    Verb.DELETE: "its replica is at it; delete it when that attempt is over",
 }
 
 
@@ -63,7 +64,7 @@ class OperatorVerbs:
         self._reads = QueueReads(store)
 
     async def change(self, verb: Verb, delivery_id: UUID, why: Why) -> Changed:
-        """Hold, release, cancel or confirm one delivery."""
+        """Hold, release, cancel, confirm or delete one delivery."""
         _check(why)
         status = await self._changes.change(verb, delivery_id, actor=why.actor, reason=why.reason)
         if status is None:

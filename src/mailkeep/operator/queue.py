@@ -31,6 +31,8 @@ from mailkeep.store.reads import (
     DeliveryFilter,
     QueueFilter,
     QueueReads,
+    Shape,
+    ShapeBy,
     StoredAttempt,
     StoredDelivery,
     StoredReplica,
@@ -53,10 +55,14 @@ E = TypeVar("E", DeliveryStatus, DeliveryClass, Source)
 
 
 class RecipientView(msgspec.Struct, frozen=True):
-    """One recipient; `address` is masked, and None once the payload is erased."""
+    """One recipient; `address` is masked, and None once the payload is erased.
+
+    `reason` is why the suppression list left it out; of all else that befell it the attempts tell.
+    """
 
     address: str | None
     state: str
+    reason: str | None
 
 
 class DeliveryView(msgspec.Struct, frozen=True, rename={"delivery_class": "class"}):
@@ -233,6 +239,10 @@ class OperatorQueue:
         """Return the replicas that are known, the newest first."""
         return tuple(map(replica_view, await self._reads.replicas()))
 
+    async def shape(self, by: ShapeBy, limit: int) -> Shape:
+        """Return the live deliveries by age and `by`, the `limit` fullest rows."""
+        return await self._reads.shape(by, limit)
+
     async def flush(
         self, *, delivery_id: UUID | None = None, domain: str | None = None, next_hop: str | None = None
     ) -> int:
@@ -302,7 +312,8 @@ def _delivery_view(stored: StoredDelivery) -> DeliveryView:
 def _recipient_views(stored: StoredDelivery) -> Iterable[RecipientView]:
     for ordinal, letter in enumerate(stored.recipient_states):
         address = mask_address(stored.recipients[ordinal]) if stored.recipients else None
-        yield RecipientView(address, _STATE_WORDS[RecipientState(letter)])
+        reason = stored.suppressed_because[ordinal] if stored.suppressed_because else None
+        yield RecipientView(address, _STATE_WORDS[RecipientState(letter)], reason)
 
 
 def _attempt_view(stored: StoredAttempt) -> AttemptView:

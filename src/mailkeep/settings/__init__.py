@@ -21,6 +21,7 @@ from mailkeep.core.address import Mailbox
 from mailkeep.core.command import Limits
 from mailkeep.core.delivery import DeliveryClass, Guarantee
 from mailkeep.core.duration import parse_duration, parse_ladder
+from mailkeep.core.suppression import USUAL_TTL_S
 from mailkeep.settings.files import read_secret
 from mailkeep.settings.notation import (
     AUTHORITIES,
@@ -354,6 +355,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     malformed_retention_s: Annotated[float, Setting(_RETENTION, "How long a malformed command is kept.")] = (
         parse_duration("90d")
     )
+    suppression_ttl_s: Annotated[
+        float,
+        Setting(duration("1m", "3650d"), "How long an address gets no mail after a hard answer about it."),
+    ] = USUAL_TTL_S
     cleanup_interval_s: Annotated[float, Setting(duration("1s", "1d"), "How often retention is applied.")] = (
         3600.0
     )

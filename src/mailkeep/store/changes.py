@@ -21,6 +21,7 @@ class Verb(StrEnum):
     RELEASE = "release"
     CANCEL = "cancel"
     CONFIRM = "confirm"
+    DELETE = "delete"
 
 
 class Resent(msgspec.Struct, frozen=True):

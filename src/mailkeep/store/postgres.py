@@ -6,16 +6,17 @@ only. The verbs of the hot path (`accept`, `finish`) take batches; `GroupCommit`
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, Guarantee, RecipientState, Source
+from mailkeep.core.idempotency import address_hash
 from mailkeep.core.outcome import Severity
 from mailkeep.core.queue import (
     POISON_TAKEOVERS,
@@ -26,7 +27,9 @@ from mailkeep.core.queue import (
     HopOut,
     KeyHolder,
     NewDelivery,
+    Suppressed,
 )
+from mailkeep.core.suppression import MAX_EVIDENCE_CHARS, USUAL_TTL_S
 from mailkeep.store.columns import column
 from mailkeep.store.errors import StoreError, StoreRefusedError, StoreUnavailableError, translated
 from mailkeep.store.migrate import Connection, migrate
@@ -44,6 +47,8 @@ PARTITION_DAYS_BEHIND: Final = 1
 PARTITION_DAYS_AHEAD: Final = 3
 TAKEOVER_BATCH: Final = 1000
 EXPIRE_BATCH: Final = 1000
+Stored: TypeAlias = UUID | Suppressed | KeyHolder | StoreError
+"""What became of a delivery that was to be stored: its id; what the suppression list left of it; who holds its key; why not."""
 _NONE_OUT: Final[Mapping[str, HopOut]] = {}
 
 # The hot statements reach rows by index only. A plan made while the tables were empty would otherwise be kept, with
@@ -112,10 +117,8 @@ class Store:
 
     # -- intake ------------------------------------------------------------------------------------------------
 
-    async def accept(
-        self, replica_id: UUID, batch: Sequence[NewDelivery]
-    ) -> list[UUID | KeyHolder | StoreError]:
-        """Store a batch in one commit; answers for each, in order, its id, who holds its key already, or its own fault.
+    async def accept(self, replica_id: UUID, batch: Sequence[NewDelivery]) -> list[Stored]:
+        """Store a batch in one commit; answers for each, in order, what became of it.
 
         Raises `StoreUnavailableError` for the whole batch; with `in_doubt` ask `find_keys` before repeating.
         """
@@ -127,12 +130,10 @@ class Store:
                 return [fault]
             # What PostgreSQL refuses of one entry must not take its neighbours with it.
             return [(await self.accept(replica_id, [new]))[0] for new in batch]
-        stored = {row["id"] for row in rows}
+        stored = {row["id"]: row["recipient_states"] for row in rows}
         return await self._answers(batch, stored)
 
-    async def _answers(
-        self, batch: Sequence[NewDelivery], stored: set[UUID]
-    ) -> list[UUID | KeyHolder | StoreError]:
+    async def _answers(self, batch: Sequence[NewDelivery], stored: Mapping[UUID, str | None]) -> list[Stored]:
         taken = [(new.source, new.idempotency_key) for new in batch if new.id not in stored]
         holders: dict[tuple[str, str], KeyHolder] = {}
         missing: StoreError = StoreUnavailableError(
@@ -143,7 +144,9 @@ class Store:
         except StoreUnavailableError as fault:
             missing = fault  # those that were stored are none the worse for it
         return [
-            new.id if new.id in stored else holders.get((new.source, new.idempotency_key), missing)
+            _born(new, stored[new.id])
+            if new.id in stored
+            else holders.get((new.source, new.idempotency_key), missing)
             for new in batch
         ]
 
@@ -184,6 +187,27 @@ class Store:
         rows = await self.fetch("claim_suspect", replica_id, list(hops), INLINE_MESSAGE_BYTES)
         return _claim(replica_id, rows[0]) if rows else None
 
+    async def suppress(self, claims: Sequence[Claim]) -> list[Suppressed]:
+        """Leave out of `claims` whom the suppression list names by now; answers those it names somebody of.
+
+        One with nobody left to send to has ended, its claim is gone.
+        """
+        recipients = [
+            (claim.id, address_hash(address, self.hash_key), state)
+            for claim in claims
+            for address, state in zip(claim.recipients, claim.recipient_states, strict=bool(claim.recipients))
+        ]
+        rows = await self.fetch(
+            "suppress",
+            [claim.replica_id for claim in claims],
+            [claim.id for claim in claims],
+            [claim.token for claim in claims],
+            [delivery_id for delivery_id, _, _ in recipients],
+            [digest for _, digest, _ in recipients],
+            [state for _, _, state in recipients],
+        )
+        return [Suppressed(row["id"], DeliveryStatus(row["status"]), row["recipient_states"]) for row in rows]
+
     async def expire_due(self) -> int:
         """End waiting deliveries whose time ran out; answers how many."""
         return len(await self.fetch("expire_due", EXPIRE_BATCH))
@@ -201,9 +225,15 @@ class Store:
         rows = await self.fetch("load_message", delivery_id)
         return rows[0]["message"] if rows else None
 
-    async def finish(self, batch: Sequence[FinishedAttempt]) -> dict[UUID, DeliveryStatus]:
-        """Record finished attempts in one commit; answers the new status of each whose claim still held."""
-        rows = await self.fetch("finish", *_finish_arguments(batch))
+    async def finish(
+        self, batch: Sequence[FinishedAttempt], suppression_ttl_s: float = USUAL_TTL_S
+    ) -> dict[UUID, DeliveryStatus]:
+        """Record finished attempts in one commit; answers the new status of each whose claim still held.
+
+        Those of them that met a hard bounce suppress its address for `suppression_ttl_s`.
+        """
+        bounces = _json(list(_hard_bounces(batch, self.hash_key)))
+        rows = await self.fetch("finish", *_finish_arguments(batch), bounces, suppression_ttl_s)
         return {row["id"]: DeliveryStatus(row["status"]) for row in rows}
 
     async def mark_dot(self, claims: Sequence[ClaimKey]) -> set[UUID]:
@@ -287,12 +317,14 @@ def _claim(replica_id: UUID, row: asyncpg.Record) -> Claim:
         recipients=tuple(row["recipients"] or ()),
         message=row["message"],
         command=row["command"],
+        traceparent=row["traceparent"],
     )
 
 
 def _accept_arguments(batch: Sequence[NewDelivery]) -> list[Any]:
+    ids = [str(new.id) for new in batch]
     return [
-        column(new.id for new in batch),
+        column(ids),
         column(new.source for new in batch),
         column(new.delivery_class for new in batch),
         column(new.guarantee for new in batch),
@@ -316,9 +348,16 @@ def _accept_arguments(batch: Sequence[NewDelivery]) -> list[Any]:
         [new.message for new in batch],
         [new.command for new in batch],
         [new.supersede_hash for new in batch],
-        column(new.id for new in batch for _ in new.recipient_hashes),
+        column(name for name, new in zip(ids, batch, strict=True) for _ in new.recipient_hashes),
         [digest for new in batch for digest in new.recipient_hashes],
     ]
+
+
+def _born(new: NewDelivery, states: str | None) -> UUID | Suppressed:
+    if states is None or new.status is DeliveryStatus.SUPPRESSED:
+        return new.id
+    status = new.status if RecipientState.OPEN in states else DeliveryStatus.SUPPRESSED
+    return Suppressed(new.id, status, states)
 
 
 def _states_at_birth(new: NewDelivery) -> str:
@@ -356,6 +395,27 @@ def _finish_arguments(batch: Sequence[FinishedAttempt]) -> list[Any]:
         [finished.claim.id for finished in rendered],
         [finished.message for finished in rendered],
     ]
+
+
+class _HardBounce(msgspec.Struct, frozen=True):
+    """A suppression to be, as the statement takes it; `address_hash` is hexadecimal."""
+
+    id: UUID
+    address_hash: str
+    address: str
+    evidence: str
+    rule: str
+
+
+def _hard_bounces(batch: Sequence[FinishedAttempt], hash_key: bytes) -> Iterator[_HardBounce]:
+    for finished in batch:
+        claim = finished.claim
+        for recipient in finished.outcome.recipients:
+            if recipient.is_hard_bounce:
+                address = claim.recipients[recipient.ordinal]
+                evidence = recipient.reason[:MAX_EVIDENCE_CHARS]
+                digest = address_hash(address, hash_key).hex()
+                yield _HardBounce(claim.id, digest, address, evidence, recipient.rule)
 
 
 def _recipients_json(finished: FinishedAttempt) -> str | None:

@@ -7,6 +7,7 @@ empty, with a cursor to go on from. Addresses come out in clear; whoever shows t
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
@@ -26,6 +27,8 @@ CHANGES_READ: Final = 20
 """Changes by hand shown of one delivery, the last ones."""
 REPLICAS_READ: Final = 500
 """Replicas shown, the newest ones; retention forgets those that are gone for a day."""
+SHAPE_BOUNDS_MIN: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0)
+"""Ages in minutes at which a shape begins its next column; the doublings of Postfix's qshape(1)."""
 FLUSH_BATCH: Final = 1000
 """Rows a flush moves in one commit: short enough to stand in no scheduler's way."""
 
@@ -66,7 +69,10 @@ class Burial(msgspec.Struct, frozen=True):
 
 
 class StoredDelivery(msgspec.Struct, frozen=True):
-    """A delivery as it stands in the table. `recipients` is empty once its payload is erased."""
+    """A delivery as it stands in the table. `recipients` is empty once its payload is erased.
+
+    `suppressed_because` is empty where the suppression list left out nobody, else it has a place for each recipient.
+    """
 
     id: UUID
     source: str
@@ -94,6 +100,7 @@ class StoredDelivery(msgspec.Struct, frozen=True):
     last_reason: str | None
     last_rule: str | None
     parent_id: UUID | None
+    suppressed_because: tuple[str | None, ...] = ()
     burial: Burial | None = None
 
 
@@ -142,6 +149,35 @@ class StoredReplica(msgspec.Struct, frozen=True):
     lost_at: datetime | None
     silent_s: float
     hops_out: dict[str, HopOut]
+
+
+class ShapeBy(StrEnum):
+    """What a shape of the queue has a line for."""
+
+    DOMAIN = "domain"
+    NEXT_HOP = "next_hop"
+    CLASS = "class"
+
+
+class ShapeRow(msgspec.Struct, frozen=True):
+    """Live deliveries of one domain, next hop or class: how many in all, and in each column of ages."""
+
+    name: str
+    total: int
+    counts: tuple[int, ...]
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """The queue by age: columns are up to `bounds_min` minutes old, and one more for older; the fullest rows first.
+
+    `total` and `groups` count all there is, shown or not.
+    """
+
+    by: ShapeBy
+    bounds_min: tuple[float, ...]
+    rows: tuple[ShapeRow, ...]
+    total: int
+    groups: int
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -214,6 +250,17 @@ class QueueReads:
         )
         return tuple(map(_delivery, rows))
 
+    async def shape(self, by: ShapeBy, limit: int) -> Shape:
+        """Return how old what waits, is being sent or is held is; up to `limit` rows."""
+        found = await self._store.fetch("read_shape", by, SHAPE_BOUNDS_MIN, limit)
+        rows = []
+        for record in found:
+            counts = dict(zip(record["buckets"], record["counts"], strict=True))
+            ages = tuple(counts.get(bucket, 0) for bucket in range(len(SHAPE_BOUNDS_MIN) + 1))
+            rows.append(ShapeRow(record["name"], record["total"], ages))
+        total, groups = (found[0]["everything"], found[0]["groups"]) if found else (0, 0)
+        return Shape(by, SHAPE_BOUNDS_MIN, tuple(rows), total, groups)
+
     async def replicas(self) -> tuple[StoredReplica, ...]:
         """Return the replicas that are known, the newest first."""
         rows = await self._store.fetch("read_replicas", REPLICAS_READ)
@@ -276,6 +323,7 @@ def _delivery(row: asyncpg.Record) -> StoredDelivery:
     fields |= {
         "delivery_class": fields["class"],
         "recipients": tuple(fields["recipients"] or ()),
+        "suppressed_because": tuple(fields["suppressed_because"] or ()),
         "burial": Burial(cause, fields["burial_reason"], fields["buried_at"]) if cause else None,
     }
     return msgspec.convert(fields, StoredDelivery)

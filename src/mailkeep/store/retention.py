@@ -21,6 +21,7 @@ class Swept(msgspec.Struct, frozen=True):
     replicas_deleted: int = 0
     malformed_deleted: int = 0
     changes_deleted: int = 0
+    suppressions_deleted: int = 0
 
     def as_fields(self) -> dict[str, int]:
         """Return the counts that are not zero."""
@@ -62,6 +63,7 @@ class Retention:
             replicas_deleted=len(await self._store.fetch("delete_old_replicas")),
             malformed_deleted=await self._delete("delete_old_malformed", self._malformed_s),
             changes_deleted=await self._delete("delete_old_changes", self._delivery_s),
+            suppressions_deleted=await self._delete("delete_old_suppressions"),
         )
 
     async def _days(self, table: str) -> list[str]:

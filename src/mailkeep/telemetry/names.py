@@ -105,6 +105,11 @@ LOG_EVENTS: Final = (
     LogEvent("attempt_scheduler", "attempt scheduler waits for PostgreSQL", "Tried again after a pause."),
     LogEvent(
         "attempt_scheduler",
+        "recipients are suppressed",
+        "The suppression list names recipients of a delivery since it was accepted; with nobody left it has ended.",
+    ),
+    LogEvent(
+        "attempt_scheduler",
         "could not announce due mail; others find it by themselves",
         "A wake-up call to other replicas was lost; they look at least every few seconds.",
     ),

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from email.utils import format_datetime
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -105,7 +106,7 @@ def _header(parts: MessageParts) -> str:
         raise MessageError("date has no offset")
     return "".join(
         (
-            f"Date: {format_datetime(parts.date)}\r\n",
+            f"Date: {_date(parts.date.replace(microsecond=0))}\r\n",
             _addresses("From", (parts.sender,)),
             _addresses("To", parts.to),
             _addresses("Cc", parts.cc),
@@ -116,6 +117,12 @@ def _header(parts: MessageParts) -> str:
             "MIME-Version: 1.0\r\n",
         )
     )
+
+
+@lru_cache(maxsize=64)
+def _date(date: datetime) -> str:
+    """Return the date of a second as a header has it; a busy second has many messages."""
+    return format_datetime(date)
 
 
 def _further(name: str, value: str) -> str:
@@ -206,8 +213,10 @@ def _content(parts: MessageParts, seed: str) -> _Entity:
         if html is None:
             raise MessageError("neither text nor html is given")
         text = text_from_html(html)
-    boundary = _boundary(seed, text, html or "")
     entity = _text("plain", text)
+    if html is None and not parts.attachments:
+        return entity
+    boundary = _boundary(seed, text, html or "")
     if html is not None:
         entity = _multipart("alternative", f"{boundary}.a", (entity, _text("html", html)))
     inline = [file for file in parts.attachments if file.content_id and html is not None]

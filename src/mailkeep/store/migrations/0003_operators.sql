@@ -4,7 +4,7 @@ CREATE TABLE mail.operator_changes (
     id uuid PRIMARY KEY DEFAULT mail.new_id(),
     delivery_id uuid NOT NULL,
     verb text NOT NULL CONSTRAINT operator_changes_verb_known CHECK (
-        verb IN ('hold', 'release', 'cancel', 'confirm', 'resend')),
+        verb IN ('hold', 'release', 'cancel', 'confirm', 'delete', 'resend')),
     status text NOT NULL, -- of the delivery, after the change
     actor text NOT NULL CONSTRAINT operator_changes_actor_bounded CHECK (length(actor) BETWEEN 1 AND 200),
     reason text NOT NULL CONSTRAINT operator_changes_reason_bounded CHECK (length(reason) BETWEEN 1 AND 500),

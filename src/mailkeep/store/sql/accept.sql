@@ -1,9 +1,10 @@
 -- Accept a batch: reserve each idempotency key and, where it was free, keep delivery, recipients and payload.
--- Birth of a delivery: -> rendered | queued (waiting), sending (claimed at birth by $1) or suppressed (stub mode).
+-- Birth of a delivery: -> rendered | queued (waiting), sending (claimed at birth by $1) or suppressed (stub mode, or
+-- every recipient is on the suppression list). The answer has recipient_states where that list left somebody out.
 -- A taken key writes nothing and is missing in the answer. Waits on the unique index of idempotency_keys for a
 -- concurrent holder of the same key; callers sort by key, so that two batches cannot deadlock.
 -- Columns of short values come as one text each (see store/columns.py); \x1e stands for NULL.
-WITH input AS (
+WITH asked AS (
     SELECT *
     FROM unnest(
         string_to_array($2, E'\x1f', E'\x1e')::uuid[],
@@ -33,6 +34,27 @@ WITH input AS (
     ) AS t(id, source, class, guarantee, status, next_hop, send_at, expires_at, recipient_states,
            recipient_domain, size_bytes, sensitive, template_id, catalog_version, locale, key, sender, recipients,
            parent_id, traceparent, fingerprint, message, command, supersede_hash)
+), recipient AS MATERIALIZED (
+    SELECT *
+    FROM unnest(string_to_array($26, E'\x1f')::uuid[], $27::bytea[]) WITH ORDINALITY AS t(id, address_hash, place)
+), listed AS MATERIALIZED (
+    -- By the primary key of suppressions; all that follows from it costs nothing while it is empty.
+    SELECT r.id, r.place, s.reason || ': ' || s.evidence AS because
+    FROM recipient r JOIN mail.suppressions s USING (address_hash)
+    WHERE s.expires_at IS NULL OR s.expires_at > mail.now()
+), suppressed AS MATERIALIZED (
+    SELECT r.id, string_agg(CASE WHEN l.place IS NULL THEN 'o' ELSE 'x' END, '' ORDER BY r.place) AS recipient_states,
+           array_agg(l.because ORDER BY r.place) AS because
+    FROM recipient r LEFT JOIN listed l USING (place)
+    WHERE r.id IN (SELECT id FROM listed)
+    GROUP BY r.id
+), input AS (
+    SELECT a.id, source, class, guarantee,
+           CASE WHEN strpos(s.recipient_states, 'o') = 0 THEN 'suppressed' ELSE status END AS status,
+           next_hop, send_at, expires_at, coalesce(s.recipient_states, a.recipient_states) AS recipient_states,
+           recipient_domain, size_bytes, sensitive, template_id, catalog_version, locale, key, sender, recipients,
+           parent_id, traceparent, fingerprint, message, command, supersede_hash, s.because
+    FROM asked a LEFT JOIN suppressed s ON s.id = a.id AND a.status <> 'suppressed'
 ), reserved AS (
     INSERT INTO mail.idempotency_keys (source, key, fingerprint, delivery_id, first_status)
     SELECT source, key, fingerprint, id, status FROM input
@@ -42,7 +64,8 @@ WITH input AS (
     INSERT INTO mail.deliveries (
         id, source, class, guarantee, status, next_hop, accepted_at, due_at, expires_at, finished_at,
         claimed_by, claim_token, claimed_at, recipient_states, recipient_domain, size_bytes, sensitive,
-        template_id, catalog_version, locale, supersede_hash, parent_id, traceparent)
+        template_id, catalog_version, locale, last_reason, last_rule, supersede_hash, parent_id, traceparent,
+        suppressed_because)
     SELECT id, source, class, guarantee, status, next_hop, mail.now(),
            CASE WHEN status IN ('queued', 'rendered') THEN greatest(send_at, mail.now()) END,
            expires_at,
@@ -51,7 +74,9 @@ WITH input AS (
            CASE WHEN status = 'sending' THEN 1 ELSE 0 END,
            CASE WHEN status = 'sending' THEN mail.now() END,
            recipient_states, recipient_domain, size_bytes, sensitive, template_id, catalog_version, locale,
-           supersede_hash, parent_id, traceparent
+           'on the suppression list, ' || (array_remove(because, NULL))[1],
+           CASE WHEN because IS NOT NULL THEN 'suppression_list' END,
+           supersede_hash, parent_id, traceparent, because
     FROM input JOIN reserved USING (id)
 ), older AS (
     -- Locked in the order of their ids, so that two batches that supersede the same ones cannot deadlock.
@@ -72,14 +97,13 @@ WITH input AS (
     DELETE FROM mail.payloads p USING superseded s WHERE p.delivery_id = s.id AND s.sensitive
 ), addressed AS (
     INSERT INTO mail.recipients (address_hash, delivery_id)
-    SELECT address_hash, id
-    FROM unnest(string_to_array($26, E'\x1f')::uuid[], $27::bytea[]) AS t(id, address_hash) JOIN reserved USING (id)
+    SELECT address_hash, id FROM recipient JOIN reserved USING (id)
     ON CONFLICT DO NOTHING
 ), kept AS (
-    -- A sensitive delivery that ends at birth (stub mode) leaves nothing at rest.
+    -- A sensitive delivery that ends at birth leaves nothing at rest.
     INSERT INTO mail.payloads (delivery_id, sender, recipients, message, command)
     SELECT id, sender, string_to_array(recipients, E'\n'), message, command
     FROM input JOIN reserved USING (id)
     WHERE NOT (sensitive AND status = 'suppressed')
 )
-SELECT id FROM reserved
+SELECT r.id, s.recipient_states FROM reserved r LEFT JOIN suppressed s USING (id)

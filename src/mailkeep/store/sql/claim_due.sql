@@ -32,7 +32,7 @@ WITH wanted AS (
     WHERE p.delivery_id = c.id AND c.status = 'expired' AND c.sensitive
 )
 SELECT c.id, c.status, c.class, c.guarantee, c.next_hop, c.claim_token, c.attempts, c.rungs_used,
-       c.recipient_states, c.size_bytes, c.accepted_at, c.expires_at, c.sensitive, c.source,
+       c.recipient_states, c.size_bytes, c.accepted_at, c.expires_at, c.sensitive, c.source, c.traceparent,
        p.sender, p.recipients, p.command,
        CASE WHEN c.size_bytes <= $6::int THEN p.message END AS message
 FROM claimed c

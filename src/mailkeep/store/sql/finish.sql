@@ -1,6 +1,7 @@
 -- Record a batch of finished attempts and move their deliveries on, in one commit.
 -- sending -> what the caller decided; -> expired where the wait would end past expires_at. Each row is fenced by
 -- (replica, claim token): a claim that was lost changes nothing and is missing in the answer.
+-- Hard bounces ($24) make suppressions that last $25 seconds; one made by hand stays until it expires.
 -- Columns come as one text each (see store/columns.py); \x1e stands for NULL.
 -- `IS TRUE` keeps the planner off deliveries_claimed, where it would read every claim of the replica for each row.
 WITH input AS (
@@ -49,7 +50,7 @@ WITH input AS (
         rungs_used = d.rungs_used + i.uses_rung::int,
         takeovers = 0,
         recipient_states = i.recipient_states,
-        last_reason = CASE WHEN i.status = 'sent' THEN d.last_reason ELSE i.reason END,
+        last_reason = CASE WHEN i.severity = 'success' THEN d.last_reason ELSE i.reason END,
         last_rule = i.rule
     FROM input i
     WHERE d.id = i.id AND d.status = 'sending' AND (d.claimed_by = i.replica_id) IS TRUE AND d.claim_token = i.claim_token
@@ -65,6 +66,21 @@ WITH input AS (
 ), buried AS (
     INSERT INTO mail.dead_letters (delivery_id, cause, reason)
     SELECT m.id, i.cause, i.reason FROM moved m JOIN input i USING (id) WHERE m.status = 'dead_letter'
+), suppressed AS (
+    -- In the order of the hashes, so that two batches about the same addresses cannot deadlock.
+    INSERT INTO mail.suppressions AS s (
+        address_hash, address, reason, evidence, rule, delivery_id, attempt, expires_at)
+    SELECT DISTINCT ON (address_hash)
+           decode(b.address_hash, 'hex') AS address_hash, b.address, 'hard_bounce', b.evidence, b.rule, m.id, m.attempts,
+           mail.now() + $25::float8 * interval '1 second'
+    FROM jsonb_to_recordset($24::jsonb) AS b(id uuid, address_hash text, address text, evidence text, rule text)
+    JOIN moved m USING (id)
+    ORDER BY address_hash
+    ON CONFLICT (address_hash) DO UPDATE
+    SET address = excluded.address, reason = excluded.reason, evidence = excluded.evidence, rule = excluded.rule,
+        delivery_id = excluded.delivery_id, attempt = excluded.attempt, actor = NULL, expires_at = excluded.expires_at,
+        created_at = CASE WHEN s.expires_at <= mail.now() THEN mail.now() ELSE s.created_at END
+    WHERE s.expires_at <= mail.now() OR (s.actor IS NULL AND s.expires_at < excluded.expires_at)
 ), fixed AS (
     -- A delivery that was still to be rendered: its bytes are fixed now.
     UPDATE mail.payloads p SET message = i.message, command = NULL

@@ -1,0 +1,66 @@
+"""The right of way of login codes: while one is on its way through this process, everything else steps aside.
+
+One event loop does all the work of a process, so that whatever runs there holds a login code up: preparing a batch of the
+stream, beginning fifty attempts. Those ask here first. They are held for `HOLD_S` at most, and afterwards have at least as
+long for themselves: a flood of login codes slows the rest down and never stops it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+HOLD_S: Final = 0.03
+"""A login code takes a few milliseconds from its request to the final dot where the next hop is near; with a far one most of
+that is waiting, which others may use."""
+
+
+class RightOfWay:
+    """Counts login codes on their way, and holds the rest for a bounded time. `on_clear` is called when a hold ends."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._passing = 0
+        self._held_at = 0.0
+        self._free_until = -float("inf")
+        self._clear = asyncio.Event()
+        self._clear.set()
+        self._end: asyncio.TimerHandle | None = None
+        self.on_clear: Callable[[], None] | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether work that can wait may go on."""
+        return self._clear.is_set()
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Let the rest step aside while the body runs."""
+        self._passing += 1
+        if self.is_clear and self._monotonic() >= self._free_until:
+            self._held_at = self._monotonic()
+            self._clear.clear()
+            self._end = asyncio.get_running_loop().call_later(HOLD_S, self._release)
+        try:
+            yield
+        finally:
+            self._passing -= 1
+            if not self._passing and not self.is_clear:
+                self._release()
+
+    async def give_way(self) -> None:
+        """Give the event loop a turn, and wait while a login code passes."""
+        if self.is_clear:
+            await asyncio.sleep(0)
+        else:
+            await self._clear.wait()
+
+    def _release(self) -> None:
+        assert self._end is not None
+        self._end.cancel()
+        now = self._monotonic()
+        self._free_until = now + (now - self._held_at)
+        self._clear.set()
+        if self.on_clear is not None:
+            self.on_clear()

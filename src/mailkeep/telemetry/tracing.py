@@ -1,0 +1,117 @@
+"""One trace from the request that brought a mail to each attempt to send it, across processes and hours.
+
+The W3C `traceparent` of the accepting span is kept with the delivery; every attempt, by whichever replica and whenever, is a
+child of it. Until `turn_on` was called nothing here costs more than a look at a flag. Attributes are ids, counts and the
+words of the contract; never an address, a text of a server or what a request held.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
+from typing import Final
+
+from opentelemetry import context, trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+MAX_LINKS: Final = 32
+"""Of a span for a batch: the first producers; the deliveries themselves carry on all of them."""
+
+_HEADER: Final = "traceparent"
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+_NOTHING: Final = nullcontext(trace.INVALID_SPAN)
+_tracer = trace.get_tracer("mailkeep")
+_is_on = False
+
+
+def turn_on() -> None:
+    """Make spans from now on, for the whole process."""
+    global _is_on  # noqa: PLW0603 - there is one tracer provider a process, too
+    _is_on = True
+
+
+def request_span(name: str, traceparent: str | None) -> AbstractContextManager[Span]:
+    """Return the span of one request, a child of the caller's."""
+    return _span(name, SpanKind.SERVER, traceparent) if _is_on else _NOTHING
+
+
+def batch_span(name: str) -> AbstractContextManager[Span]:
+    """Return the span of one batch of commands."""
+    return _tracer.start_as_current_span(name, kind=SpanKind.CONSUMER) if _is_on else _NOTHING
+
+
+def link(traceparents: Iterable[str | None]) -> None:
+    """Link the current span to what producers were doing; to the first `MAX_LINKS` of them."""
+    if not _is_on:
+        return
+    span = trace.get_current_span()
+    for traceparent in islice(filter(None, traceparents), MAX_LINKS):
+        span.add_link(trace.get_current_span(_context(traceparent)).get_span_context())
+
+
+def attempt_span(
+    traceparent: str | None, *, delivery_id: str, number: int, route: str
+) -> AbstractContextManager[Span]:
+    """Return the span of one attempt, a child of what accepted the delivery."""
+    if not _is_on:
+        return _NOTHING
+    attributes: dict[str, str | int] = {
+        "mail.delivery.id": delivery_id,
+        "mail.attempt.number": number,
+        "mail.route": route,
+    }
+    return _span("attempt", SpanKind.CLIENT, traceparent, attributes)
+
+
+def tell_outcome(*, status: str, phase: str, rule: str, certainty: str, delivered: bool) -> None:
+    """Put what came of an attempt on its span, the current one."""
+    if not _is_on:
+        return
+    span = trace.get_current_span()
+    span.set_attributes(
+        {
+            "mail.attempt.status": status,
+            "mail.attempt.phase": phase,
+            "mail.attempt.rule": rule,
+            "mail.attempt.certainty": certainty,
+        }
+    )
+    if not delivered:
+        span.set_status(Status(StatusCode.ERROR, rule))
+
+
+def tell_status(status: int) -> None:
+    """Put the status of an answer on the span of its request, the current one."""
+    if _is_on:
+        span = trace.get_current_span()
+        span.set_attribute("http.response.status_code", status)
+        if status >= 500:  # the caller's faults are not ours: semantic conventions of OpenTelemetry
+            span.set_status(Status(StatusCode.ERROR))
+
+
+def current_traceparent(given: str | None) -> str | None:
+    """Return the `traceparent` of the current span, or `given` where there is none."""
+    if not _is_on:
+        return given
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    return carrier.get(_HEADER, given)
+
+
+@contextmanager
+def _span(
+    name: str, kind: SpanKind, traceparent: str | None, attributes: dict[str, str | int] | None = None
+) -> Iterator[Span]:
+    with _tracer.start_as_current_span(
+        name,
+        context=_context(traceparent),
+        kind=kind,
+        attributes=attributes,
+        record_exception=False,  # its words may hold what the request held
+        set_status_on_exception=False,
+    ) as span:
+        yield span
+
+
+def _context(traceparent: str | None) -> context.Context:
+    return _PROPAGATOR.extract({_HEADER: traceparent}) if traceparent else context.Context()

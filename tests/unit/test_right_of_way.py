@@ -1,0 +1,70 @@
+"""The right of way: what can wait steps aside for login codes, for a bounded time and never for good."""
+
+import asyncio
+
+import pytest
+
+from mailkeep.dispatch import right_of_way
+from mailkeep.dispatch.right_of_way import RightOfWay
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    """Return a clock."""
+    return Clock()
+
+
+async def test_a_login_code_holds_the_rest_until_it_has_passed(clock):
+    """Who gives way goes on when the last code on its way is through, and is told so."""
+    way, cleared = RightOfWay(clock), []
+    way.on_clear = lambda: cleared.append(way.is_clear)
+    with way.passing():
+        with way.passing():
+            assert not way.is_clear
+            waiting = asyncio.create_task(way.give_way())
+            await asyncio.sleep(0.001)
+        assert not way.is_clear
+        assert not waiting.done()
+    assert way.is_clear
+    await waiting
+    assert cleared == [True]
+
+
+async def test_nobody_is_held_for_longer_than_the_bound(monkeypatch, clock):
+    """A code whose next hop stalls lets the rest go on."""
+    monkeypatch.setattr(right_of_way, "HOLD_S", 0.01)
+    way = RightOfWay(clock)
+    with way.passing():
+        async with asyncio.timeout(5):
+            await way.give_way()
+        assert way.is_clear
+
+
+async def test_after_a_hold_the_rest_has_as_long_for_itself(clock):
+    """A flood of codes takes half of the time at most."""
+    way = RightOfWay(clock)
+    with way.passing():
+        clock.now_s += 0.02
+    clock.now_s += 0.01
+    with way.passing():
+        assert way.is_clear
+    clock.now_s += 0.011
+    with way.passing():
+        assert not way.is_clear
+
+
+async def test_where_the_way_is_clear_others_get_a_turn_all_the_same(clock):
+    """Giving way is one turn of the event loop."""
+    way, seen = RightOfWay(clock), []
+    asyncio.get_running_loop().call_soon(seen.append, 1)
+    await way.give_way()
+    assert seen == [1]
