@@ -231,8 +231,13 @@ async def test_a_hostile_server_stops_no_other_mail_of_the_queue(store, certific
         if waits:
             hostile = msgspec.structs.replace(hostile, timers=hop("slow", port).timers)
         ids = {"hostile": [], "healthy": []}
-        for name in [*ids] * (2 * MAILS):
-            ids[name].append(await accepted(store, next_hop=name))
+        for number, name in enumerate([*ids] * (2 * MAILS)):
+            # To somebody else each time: a refusal for good suppresses the address.
+            who = {
+                "recipients": (f"r{number}@example.org",),
+                "recipient_hashes": (number.to_bytes(12, "big"),),
+            }
+            ids[name].append(await accepted(store, next_hop=name, **who))
         async with dispatching(store, hostile, hop("healthy", well.port), concurrency=4):
 
             async def sent():

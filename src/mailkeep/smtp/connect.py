@@ -20,7 +20,9 @@ async def connect(hop: NextHop, place: Place, tls: ssl.SSLContext | None, heard:
         return await _connect(hop, place, tls, heard)
     except OSError as fault:
         kind, detail = failure_of(fault)
-        broken = SessionBrokenError(Phase.CONNECT, kind, detail or "connecting" * isinstance(fault, TimeoutError))
+        broken = SessionBrokenError(
+            Phase.CONNECT, kind, detail or "connecting" * isinstance(fault, TimeoutError)
+        )
         heard.append(_heard(place, broken.kind))
         raise broken from fault
 
