@@ -9,6 +9,7 @@ import ssl
 import time
 
 from mailkeep.core.outcome import Phase
+from mailkeep.smtp.classify import FailureKind
 from mailkeep.smtp.ending import Heard
 from mailkeep.smtp.next_hop import NextHop
 from mailkeep.smtp.session import Place, Session, SessionBrokenError, failure_of
@@ -20,11 +21,10 @@ async def connect(hop: NextHop, place: Place, tls: ssl.SSLContext | None, heard:
         return await _connect(hop, place, tls, heard)
     except OSError as fault:
         kind, detail = failure_of(fault)
-        broken = SessionBrokenError(
-            Phase.CONNECT, kind, detail or "connecting" * isinstance(fault, TimeoutError)
-        )
-        heard.append(_heard(place, broken.kind))
-        raise broken from fault
+        heard.append(_heard(place, kind))
+        if kind is FailureKind.TIMEOUT:
+            detail = "connecting"
+        raise SessionBrokenError(Phase.CONNECT, kind, detail) from fault
 
 
 async def _connect(hop: NextHop, place: Place, tls: ssl.SSLContext | None, heard: list[Heard]) -> Session:
