@@ -76,9 +76,9 @@ class Service:
         self._redis = redis_connector(settings)
         self._hops = hops = next_hops(settings)
         self.replica = Replica(store, heartbeat_s=settings.replica_heartbeat_s, ttl_s=settings.replica_ttl_s)
-        self._recorder = Recorder(store, suppression_ttl_s=settings.suppression_ttl_s)
-        self._smtp = Pool(*hops.values())
         right_of_way = RightOfWay()
+        self._recorder = Recorder(store, right_of_way, suppression_ttl_s=settings.suppression_ttl_s)
+        self._smtp = Pool(*hops.values())
         self._workers = AttemptWorkerPool(
             store=store,
             replica=self.replica,
@@ -89,7 +89,9 @@ class Service:
             concurrency=settings.attempt_worker_concurrency,
             right_of_way=right_of_way,
         )
-        self._scheduler = AttemptScheduler(store=store, replica=self.replica, pool=self._workers)
+        self._scheduler = AttemptScheduler(
+            store=store, replica=self.replica, pool=self._workers, right_of_way=right_of_way
+        )
         self._signer = Signer(keyring, self.replica.now_s) if keyring else None
         self._accept = Accept(
             store=store,

@@ -78,6 +78,7 @@ def test_a_kill_in_the_middle_of_20000_entries(deployment, stream, redis_server,
     print(f"{COUNT} entries in {took_s:.1f} s; {held} were held by the one that died")  # noqa: T201 - the figure
     record_property("took_s", round(took_s, 1))
     (counts,) = deployment.database.fetch(ACCOUNTS)
+    print(*(f"{name} {count}" for name, count in counts.items()), sep=", ")  # noqa: T201 - the ledger
     assert dict(counts) == {
         "stored": COUNT,
         "suppressed": COUNT,

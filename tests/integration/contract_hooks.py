@@ -97,9 +97,11 @@ class EveryOperationWasMet:
 
     def __init__(self):
         self._met = defaultdict(lambda: {"taken": 0, "refused": 0})
+        self._responses = 0
 
     def after_response(self, _ctx, response, case):
         """Count."""
+        self._responses += 1
         if case.meta is None:
             return
         met = self._met[case.operation.label]
@@ -108,6 +110,7 @@ class EveryOperationWasMet:
 
     def after_run(self, _ctx):
         """Judge."""
+        print(f"{self._responses} responses checked")  # noqa: T201 - part of the report
         for label, met in sorted(self._met.items()):
             print(f"{label}: taken {met['taken']}, refused {met['refused']}")  # noqa: T201 - part of the report
             assert met["refused"], f"{label} refused nothing"

@@ -44,7 +44,8 @@ class Dispatch:
     ) -> None:
         self.store = store
         self.replica = Replica(store, heartbeat_s=0.1, ttl_s=ttl_s)
-        self.recorder = Recorder(store)
+        way = RightOfWay()
+        self.recorder = Recorder(store, way)
         self.smtp = Pool(*hops)
         self.pool = AttemptWorkerPool(
             store=store,
@@ -54,9 +55,9 @@ class Dispatch:
             hops={made.name: made for made in hops},
             ladders=dict.fromkeys(DeliveryClass, ladder_s),
             concurrency=concurrency,
-            right_of_way=RightOfWay(),
+            right_of_way=way,
         )
-        self.scheduler = AttemptScheduler(store=store, replica=self.replica, pool=self.pool)
+        self.scheduler = AttemptScheduler(store=store, replica=self.replica, pool=self.pool, right_of_way=way)
         self.scheduling: asyncio.Task[None] | None = None
 
     def schedule(self) -> None:

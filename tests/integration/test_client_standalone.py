@@ -5,6 +5,7 @@ with what Django itself needs are in reach.
 """
 
 import asyncio
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -56,6 +57,13 @@ assert send_mail("s", "t", None, ["ann@example.org"]) == 1
 """
 
 
+def test_an_installation_without_extras_brings_nothing_along():
+    """Every requirement of the distribution belongs to an extra."""
+    requirements = importlib.metadata.requires("mailkeep")
+    assert requirements
+    assert [each for each in requirements if "extra ==" not in each] == []
+
+
 @pytest.mark.parametrize(
     ("code", "packages"),
     [(CLIENT, ()), (DJANGO, ("django", "asgiref", "sqlparse"))],
@@ -76,3 +84,15 @@ async def test_it_needs_nothing_of_the_server(served, tmp_path, code, packages):
     async with asyncio.timeout(RUN_S):
         printed, complaints = await process.communicate()
     assert (process.returncode, printed) == (0, b"done\n"), complaints.decode()
+
+
+def test_the_command_line_says_what_it_needs():
+    """Without the server's packages it leaves with one line instead of a traceback."""
+    code = f"import runpy, sys; sys.path.append({str(SOURCES)!r}); runpy.run_module('mailkeep', run_name='__main__')"
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], check=False, capture_output=True, text=True, timeout=RUN_S
+    )
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.splitlines() == [
+        "mailkeep: typer is not installed; the command line belongs to the server: pip install 'mailkeep[server]'"
+    ]

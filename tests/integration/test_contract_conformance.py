@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -287,4 +288,7 @@ async def test_schemathesis_finds_nothing(serve, tmp_path, record_property):
     assert not any(told["warnings"].values())
     operation_count, case_count = told["operations"]["tested"], told["test_cases"]["generated"]
     record_property("cases", case_count)
-    print(f"{operation_count} operations, {case_count} cases")  # noqa: T201 - the figure of the run
+    told_of = [
+        line for line in output.decode().splitlines() if re.search(r"responses checked|: taken \d", line)
+    ]
+    print(f"{operation_count} operations, {case_count} cases", *told_of, sep="\n")  # noqa: T201 - the figures of the run

@@ -13,6 +13,7 @@ from queue_kit import attempts, blocked_backend, claim_one, ending, finished, lo
 from mailkeep.core.delivery import DeliveryStatus, Guarantee
 from mailkeep.core.outcome import Severity
 from mailkeep.dispatch.recorder import Recorder
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.store.embedded import start_postgres
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
@@ -47,7 +48,7 @@ async def test_results_survive_a_restart_of_postgresql(own_server):
     try:
         store = await Store.open(server.dsn, pool_size=2)
         claims = [await claim_one(store) for _ in range(3)]
-        recorder = Recorder(store)
+        recorder = Recorder(store, RightOfWay())
         server.stop()
         recording = [asyncio.create_task(recorder.finish(finished(claim))) for claim in claims]
         done, _ = await asyncio.wait(recording, timeout=0.5)
@@ -65,7 +66,7 @@ async def test_results_survive_a_restart_of_postgresql(own_server):
 async def test_a_commit_whose_answer_was_lost_is_recorded_once(store, dsn):
     """The statement is repeated after a cut connection and finds its own work done: one attempt, whatever was answered."""
     claim = await claim_one(store)
-    recorder = Recorder(store)
+    recorder = Recorder(store, RightOfWay())
     async with blocked(dsn) as other:
         recording = asyncio.create_task(recorder.finish(finished(claim)))
         cut = await blocked_backend(dsn)
@@ -83,14 +84,14 @@ async def test_a_result_of_a_lost_claim_is_told_and_changes_nothing(store):
     await lose(store, claim.replica_id)
     await store.take_over()
     before = await snapshot(store)
-    assert await Recorder(store).finish(finished(claim)) is None
+    assert await Recorder(store, RightOfWay()).finish(finished(claim)) is None
     assert await snapshot(store) == before
 
 
 async def test_results_of_one_batch_are_recorded_in_one_commit(store, dsn):
     """What ends while a commit is in flight is written together by the next."""
     claims = [await claim_one(store) for _ in range(6)]
-    recorder = Recorder(store)
+    recorder = Recorder(store, RightOfWay())
     async with blocked(dsn):
         recording = [asyncio.create_task(recorder.finish(finished(claims[0])))]
         await blocked_backend(dsn)
@@ -105,7 +106,7 @@ async def test_results_of_one_batch_are_recorded_in_one_commit(store, dsn):
 async def test_a_result_that_cannot_be_stored_harms_no_other(store):
     """One attempt whose text PostgreSQL refuses must not take the results of its batch with it, nor stay claimed."""
     bad, good = await claim_one(store), [await claim_one(store) for _ in range(3)]
-    recorder = Recorder(store)
+    recorder = Recorder(store, RightOfWay())
     unstorable = finished(bad, ending(bad, Severity.TRANSIENT, text="nul \0 in a reply"))
     recording = [
         asyncio.create_task(recorder.finish(attempt))
@@ -120,7 +121,7 @@ async def test_a_result_that_cannot_be_stored_harms_no_other(store):
 async def test_the_mark_before_the_dot_forbids_it_when_the_store_is_away(store):
     """I2: a mark that could not be committed is no permission, nor is that of a lost claim."""
     lost = await claim_one(store, guarantee=Guarantee.AT_MOST_ONCE)
-    recorder = Recorder(store)
+    recorder = Recorder(store, RightOfWay())
     assert await recorder.mark_dot(lost) is True
     await store.hand_back([lost])
     assert await recorder.mark_dot(lost) is False
@@ -131,7 +132,7 @@ async def test_the_mark_before_the_dot_forbids_it_when_the_store_is_away(store):
 async def test_a_claim_that_could_not_be_given_back_is_told(store):
     """Giving back is not repeated for ever: the caller learns that the table was away."""
     claim = await claim_one(store)
-    recorder = Recorder(store)
+    recorder = Recorder(store, RightOfWay())
     assert await recorder.hand_back(claim) is True
     assert await recorder.hand_back(claim) is False
     await store.close()
@@ -142,7 +143,7 @@ async def test_a_claim_that_could_not_be_given_back_is_told(store):
 async def test_draining_waits_until_everything_is_written(store):
     """After a drain each result is in the table, though nobody awaited its answer."""
     claims = [await claim_one(store) for _ in range(4)]
-    recorder = Recorder(store)
+    recorder = Recorder(store, RightOfWay())
     recording = [asyncio.create_task(recorder.finish(finished(claim))) for claim in claims]
     await asyncio.sleep(0)
     await recorder.drain()

@@ -18,6 +18,7 @@ from mailkeep.core.delivery import Certainty, DeliveryStatus
 from mailkeep.core.outcome import Outcome
 from mailkeep.core.queue import Claim, FinishedAttempt
 from mailkeep.core.suppression import USUAL_TTL_S
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.store.errors import StoreRefusedError, StoreUnavailableError
 from mailkeep.store.group_commit import GroupCommit
@@ -31,8 +32,11 @@ RETRY_LAST_S: Final = 2.0
 class Recorder:
     """Writes what became of claims: finished, marked before the dot, handed back; hard bounces suppress for their TTL."""
 
-    def __init__(self, store: Store, *, suppression_ttl_s: float = USUAL_TTL_S) -> None:
+    def __init__(
+        self, store: Store, right_of_way: RightOfWay, *, suppression_ttl_s: float = USUAL_TTL_S
+    ) -> None:
         self._store = store
+        self._right_of_way = right_of_way
         self._suppression_ttl_s = suppression_ttl_s
         self._finishing = GroupCommit(self._write_finished)
         self._marking = GroupCommit(self._write_marks)
@@ -60,6 +64,7 @@ class Recorder:
             await lane.drain()
 
     async def _write_finished(self, batch: list[FinishedAttempt]) -> Sequence[DeliveryStatus | None]:
+        await self._right_of_way.let_pass()
         reach(FaultPoint.FINISH_BEFORE_COMMIT)
         statuses = await self._persist(batch)
         reach(FaultPoint.FINISH_AFTER_COMMIT)

@@ -1,8 +1,8 @@
 """The right of way of login codes: while one is on its way through this process, everything else steps aside.
 
 One event loop does all the work of a process, so that whatever runs there holds a login code up: preparing a batch of the
-stream, beginning fifty attempts. Those ask here first. They are held for `HOLD_S` at most, and afterwards have at least as
-long for themselves: a flood of login codes slows the rest down and never stops it.
+stream, encoding a commit of a hundred rows, beginning fifty attempts. Those ask here first. They are held for `HOLD_S` at
+most, and afterwards have a part of that time for themselves: a flood of login codes slows the rest down and never stops it.
 """
 
 import asyncio
@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-HOLD_S: Final = 0.03
+HOLD_S: Final = 0.05
 """A login code takes a few milliseconds from its request to the final dot where the next hop is near; with a far one most of
 that is waiting, which others may use."""
+
+FREE_SHARE: Final = 1 / 3
+"""How long the rest is not held again after a hold, as a share of its length: a quarter of the time is always its own."""
 
 
 class RightOfWay:
@@ -49,8 +52,13 @@ class RightOfWay:
             if not self._passing and not self.is_clear:
                 self._release()
 
+    async def let_pass(self) -> None:
+        """Wait while a login code passes; at once where there is none."""
+        if not self.is_clear:
+            await self._clear.wait()
+
     async def give_way(self) -> None:
-        """Give the event loop a turn, and wait while a login code passes."""
+        """Do the same, and give the event loop a turn where there is none: for what goes on for long."""
         if self.is_clear:
             await asyncio.sleep(0)
         else:
@@ -60,7 +68,7 @@ class RightOfWay:
         assert self._end is not None
         self._end.cancel()
         now = self._monotonic()
-        self._free_until = now + (now - self._held_at)
+        self._free_until = now + (now - self._held_at) * FREE_SHARE
         self._clear.set()
         if self.on_clear is not None:
             self.on_clear()

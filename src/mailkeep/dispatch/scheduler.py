@@ -16,6 +16,7 @@ import structlog
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus
 from mailkeep.core.queue import Claim, ClaimKey, Suppressed
 from mailkeep.dispatch.replica import Replica
+from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.store.errors import StoreUnavailableError
@@ -41,10 +42,13 @@ CLAIMS: Final = 100
 class AttemptScheduler:
     """Claims due deliveries for one worker pool. `run` until cancelled."""
 
-    def __init__(self, *, store: Store, replica: Replica, pool: AttemptWorkerPool) -> None:
+    def __init__(
+        self, *, store: Store, replica: Replica, pool: AttemptWorkerPool, right_of_way: RightOfWay
+    ) -> None:
         self._store = store
         self._replica = replica
         self._pool = pool
+        self._right_of_way = right_of_way
         self._woken = asyncio.Event()
         self._housekept_at = -float("inf")
         self._suspect: UUID | None = None
@@ -97,6 +101,7 @@ class AttemptScheduler:
         if time.monotonic() - self._housekept_at >= HOUSEKEEPING_S:
             await self._housekeep()
             self._housekept_at = time.monotonic()
+        await self._right_of_way.let_pass()
         wanted = self._pool.wanted()
         at_most = min(self._pool.free_places, CLAIMS)
         claims = await self._store.claim_due(self._replica.id, wanted, at_most) if wanted else []

@@ -132,8 +132,7 @@ class Accept:
         if command.delivery_class is DeliveryClass.AUTH:
             with self.right_of_way.passing():
                 return await self._accept(command, key, delivery_id, traceparent)
-        if not self.right_of_way.is_clear:
-            await self.right_of_way.give_way()
+        await self.right_of_way.let_pass()
         return await self._accept(command, key, delivery_id, traceparent)
 
     async def _accept(
@@ -322,6 +321,8 @@ class Accept:
     async def _commit(self, batch: list[NewDelivery]) -> Sequence[Stored]:
         # Runs in the group commit's own task: a caller that went away can't keep a stored claim from its worker.
         replica_id = self._replica.id
+        if batch[0].delivery_class is not DeliveryClass.AUTH:
+            await self.right_of_way.let_pass()
         reach(FaultPoint.ACCEPT_BEFORE_COMMIT)
         try:
             answers = await self._store.accept(replica_id, batch)

@@ -32,7 +32,7 @@ from mailkeep.telemetry import metrics, tracing
 
 SLICE: Final = 4
 """Commands prepared before the event loop gets a turn: less than a millisecond, which a login code may have to wait."""
-PART: Final = 32
+PART: Final = 64
 """Commands of a batch after which their commit begins: it is under way while the next ones are prepared."""
 MAX_AGE_S: Final = 7 * 86_400.0
 """How long a command may have waited (a stop of the service, a stream read again): as long as keys are kept at least.

@@ -28,7 +28,7 @@ from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.malformed import MalformedCommands
 from mailkeep.store.postgres import Store
 
-BATCH: Final = 128
+BATCH: Final = 256
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """Where commands are large, fewer are taken at a time; one alone has no bound but that of jsonb (255 MB)."""
 TAKEN_FOR_S: Final = 15.0

@@ -29,8 +29,8 @@ from mailkeep.store.errors import StoreUnavailableError
 
 STREAM: Final = "mail:delivery_commands"
 GROUP: Final = "mailkeep"
-BATCH: Final = 128
-"""Entries a commit: enough to make commits cheap, few enough not to hold the event loop from login codes."""
+BATCH: Final = 256
+"""Entries of one read: enough for their commits to go on while the rest is prepared, few enough to be taken again after a crash."""
 FIRST_BATCH: Final = 8
 """Of a connection: how large the entries are is only known once some were read."""
 BATCH_BYTES: Final = 8 * 1024 * 1024

@@ -12,8 +12,8 @@ Entry = TypeVar("Entry")
 Result = TypeVar("Result")
 
 MAX_BATCH: Final = 64
-"""Rows a statement: beyond this PostgreSQL's cost per row no longer falls (measured: 64 to 256 are alike), and encoding them
-would hold the event loop from login codes for more than a millisecond or two."""
+"""Rows a statement: beyond this the cost per row no longer falls (measured: 64 to 256 are alike), and a login code would wait
+longer, for their encoding here and for PostgreSQL."""
 MAX_PENDING: Final = 4096
 """Entries that may wait for a commit; past it the caller is told to come back later instead of piling up memory."""
 

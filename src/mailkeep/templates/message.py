@@ -107,7 +107,7 @@ def _header(parts: MessageParts) -> str:
     return "".join(
         (
             f"Date: {_date(parts.date.replace(microsecond=0))}\r\n",
-            _addresses("From", (parts.sender,)),
+            _from(parts.sender),
             _addresses("To", parts.to),
             _addresses("Cc", parts.cc),
             _addresses("Reply-To", parts.reply_to),
@@ -119,12 +119,18 @@ def _header(parts: MessageParts) -> str:
     )
 
 
+# What many messages have in common is made once; each bound holds more than one moment needs.
 @lru_cache(maxsize=64)
 def _date(date: datetime) -> str:
-    """Return the date of a second as a header has it; a busy second has many messages."""
     return format_datetime(date)
 
 
+@lru_cache(maxsize=64)
+def _from(sender: Mailbox) -> str:
+    return _addresses("From", (sender,))
+
+
+@lru_cache(maxsize=64)
 def _further(name: str, value: str) -> str:
     lowered = name.lower()
     if not _HEADER_NAME.fullmatch(name) or lowered in _OWN_HEADERS or lowered.startswith("content-"):
