@@ -1,12 +1,14 @@
 """Write the pages of `docs/reference` that follow from the code: `make docs`.
 
 Each page is a function of one source: the declared settings, the table of transitions, `rules.toml` with the replies that
-the tests hold it against, the command line's own help, the declared log events. The output depends on nothing else, so
+the tests hold it against, the servers that the tests play, the command line's own help, the declared log events. The output depends on nothing else, so
 that `tests/unit/test_docs.py` can hold the committed pages against it.
 """
 # ruff: noqa: INP001  # a script beside the pages it writes, no package
 
+import importlib
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -38,7 +40,8 @@ from mailkeep.telemetry.names import LOG_EVENTS
 E = TypeVar("E", bound=StrEnum)
 
 REFERENCE: Final = Path(__file__).parent / "reference"
-REPLIES: Final = Path(__file__).parents[1] / "tests/data/replies.toml"
+TESTS: Final = Path(__file__).parents[1] / "tests"
+REPLIES: Final = TESTS / "data/replies.toml"
 NOTICE: Final = "<!-- Written by docs/generate.py (`make docs`); edit its source instead. -->"
 HELP_CHARS: Final = 100
 
@@ -80,6 +83,7 @@ def pages() -> dict[str, str]:
     """Return every generated page, file name -> text."""
     texts = {
         "cli.md": _cli(),
+        "hostile-servers.md": _hostile_servers(),
         "log-events.md": _log_events(),
         "metrics.md": _metrics(),
         "settings.md": _settings(),
@@ -325,6 +329,82 @@ def _replies(source: Mapping[str, Any]) -> str:
 def _in_a_cell(text: str) -> str:
     shown = text.replace("\n", " ⏎ ").replace("|", "\\|")
     return f"`{shown}`"
+
+
+# -- hostile servers -------------------------------------------------------------------------------------------------
+
+
+def _hostile_servers() -> str:
+    sys.path.append(str(TESTS / "integration"))
+    rows = importlib.import_module("hostile_servers")
+    groups = [
+        f"## {number} {title}\n\n"
+        + _table(
+            (
+                "the server …",
+                "attempt",
+                "phase",
+                "certainty",
+                "severity · scope",
+                "then",
+                "connection",
+                "words",
+            ),
+            [_scenario(scenario) for scenario in rows.SCENARIOS if scenario.number == number],
+        )
+        for number, title in rows.GROUPS.items()
+    ]
+    contents = _table(
+        ("no.", "a message or an address …", "what Mailkeep does", "tests"),
+        [
+            (content.number, content.attack, content.answer, _tests(content.tests))
+            for content in rows.CONTENTS
+        ],
+    )
+    return f"""# Hostile servers
+
+What a next hop can do to Mailkeep, whether it is broken, overloaded or means it, and what comes of that. Each row is a test
+(`tests/integration/hostile_servers.py`): a server that behaves so, three messages for it over at most two connections, and
+beside them messages for another next hop, which all arrive. No server gets more connections than its `max_connections`, and
+none fills the memory: what it floods us with stays below {
+        rows.MAX_TRACED_BYTES // 1_000_000
+    } MB with all that the test itself holds. Some rows are played through the
+queue as well, with PostgreSQL and a pool of four workers.
+
+- attempt, phase, certainty: as they stand on [the attempt](statuses.md).
+- severity · scope: what the attempt means and whom it concerns; [the rules](smtp-classification.md) decide.
+- then: what becomes of the mail. Parked mail uses no rung of its ladder and goes on when the next hop is well.
+- connection: `kept` for the next message, or `dropped`; `none` where there was none.
+- words: what the attempt's record and `mailkeep queue` say.
+
+{(chr(10) * 2).join(groups)}
+
+## Hostile messages
+
+What comes in with a message meets walls on its way in, when the message is written, and just before the wire.
+
+{contents}
+"""
+
+
+def _scenario(scenario: Any) -> tuple[str, ...]:  # noqa: ANN401 - a row of the tests, which are no package
+    end = scenario.end
+    about = end.severity if end.severity == "success" else f"{end.severity} · {end.scope}"
+    words = " or ".join(_in_a_cell(words) for words in scenario.words)
+    return (
+        scenario.server.replace("|", "\\|"),
+        f"`{end.status}`",
+        end.phase,
+        end.certainty,
+        about,
+        end.then,
+        scenario.connection,
+        words,
+    )
+
+
+def _tests(tests: Mapping[str, Iterable[str]]) -> str:
+    return "; ".join(f"`{file}`: {_codes(names)}" for file, names in tests.items())
 
 
 # -- log events ----------------------------------------------------------------------------------------------------

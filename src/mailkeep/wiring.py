@@ -41,7 +41,7 @@ from mailkeep.smtp.pace import connections_at_pace
 from mailkeep.smtp.pool import Pool
 from mailkeep.smtp.routes import Routes
 from mailkeep.store.errors import StoreUnavailableError
-from mailkeep.store.listener import DUE, ENQUEUED, NotificationListener
+from mailkeep.store.listener import DUE, ENQUEUED, PROBE, NotificationListener
 from mailkeep.store.migrate import MigrationError
 from mailkeep.store.postgres import Store
 from mailkeep.store.retention import Retention
@@ -154,7 +154,8 @@ class Service:
         commands = CommandIntake(self._accept, self._store, self.replica.now_s)
         enqueued = EnqueuedConsumer(self._store, commands)
         listener = NotificationListener(
-            settings.postgres_dsn.reveal(), {DUE: self._scheduler.wake, ENQUEUED: enqueued.wake}
+            settings.postgres_dsn.reveal(),
+            {DUE: self._scheduler.wake, ENQUEUED: enqueued.wake, PROBE: self._scheduler.probe},
         )
         self._spawn(listener.run(), "notification listener")
         self._spawn(self._scheduler.run(), "attempt scheduler")

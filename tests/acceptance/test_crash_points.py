@@ -35,10 +35,10 @@ class Scene(msgspec.Struct, frozen=True):
 
 
 WHERE: Final[dict[FaultPoint, tuple[int, Callable[[Scene], bool]]]] = {
-    # Counted in commits, each of several mails. A commit of login codes may be under way beside one of the rest.
-    FaultPoint.ACCEPT_BEFORE_COMMIT: (4, lambda scene: scene.hits - 2 <= scene.births <= scene.hits - 1),
-    FaultPoint.ACCEPT_AFTER_COMMIT: (4, lambda scene: scene.hits <= scene.births <= scene.hits + 1),
-    FaultPoint.HANDED_OVER: (4, lambda scene: scene.hits <= scene.births <= scene.hits + 1),
+    # Counted in commits, each of several mails; login codes have commits of their own, one of which may be under way beside.
+    FaultPoint.ACCEPT_BEFORE_COMMIT: (4, lambda scene: scene.births in (scene.hits - 2, scene.hits - 1)),
+    FaultPoint.ACCEPT_AFTER_COMMIT: (4, lambda scene: scene.births in (scene.hits, scene.hits + 1)),
+    FaultPoint.HANDED_OVER: (4, lambda scene: scene.births in (scene.hits, scene.hits + 1)),
     FaultPoint.CLAIM_AFTER_COMMIT: (3, lambda scene: scene.claims == scene.hits),
     FaultPoint.FINISH_BEFORE_COMMIT: (4, lambda scene: scene.finishes == scene.hits - 1),
     FaultPoint.FINISH_AFTER_COMMIT: (4, lambda scene: scene.finishes == scene.hits),

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import itertools
 import os
 import pwd
 import shutil
@@ -14,14 +15,20 @@ import subprocess
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import trustme
 import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from mailkeep.core.outcome import Outcome
 from mailkeep.smtp.envelope import Envelope
@@ -33,6 +40,7 @@ MESSAGE = (
     b"Message-ID: <1@client.test>\r\nSubject: hello\r\n\r\n"
     b"first line\r\n.a dot in front\r\n..two\r\n.\r\nlast line\r\n"
 )
+DAY = timedelta(days=1)
 SMALL_BUFFER_BYTES = 64 * 1024
 """What a scripted peer's kernel takes before the peer reads, so that a stalled body stalls soon."""
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -121,6 +129,20 @@ class Drip:
         self.data, self.interval_s = data, interval_s
 
 
+class Flood:
+    """An answer that is `data` over and over, `times` times or without end."""
+
+    def __init__(self, data: bytes, times: int | None = None, *, last: bytes = b"") -> None:
+        self.data, self.times, self.last = data, times, last
+
+
+class Last:
+    """An answer behind which the connection ends, by closing or by `Act.RESET`."""
+
+    def __init__(self, data: bytes, act: str = Act.CLOSE) -> None:
+        self.data, self.act = data, act
+
+
 EHLO = b"250-peer.test\r\n250-PIPELINING\r\n250-SIZE 1000000\r\n250 8BITMIME\r\n"
 EHLO_BARE = b"250 peer.test\r\n"
 POLITE = {
@@ -139,9 +161,11 @@ POLITE = {
 
 
 class ScriptedPeer:
-    """Answers each command from a table: bytes to write, an `Act`, a `Drip`, or a list of those, one for each time.
+    """Answers each command from a table: bytes to write, an `Act`, `Drip`, `Flood` or `Last`, or several of those.
 
-    Whatever else it is, an answer is written as it is; several replies in one, or none (`b""`), are the point of it.
+    A list has one for each time the command comes and repeats the last; a tuple does so anew for each connection, round
+    and round. Whatever else it is, an answer is written as it is; several replies in one, or none (`b""`), are the point
+    of it.
     """
 
     def __init__(self, answers: Mapping[str, Any]) -> None:
@@ -152,11 +176,19 @@ class ScriptedPeer:
         """All bytes received, for each connection."""
         self.bodies: list[bytes] = []
         self.readers: list[asyncio.StreamReader] = []
+        self.watching = False
+        self.most_connections = 0
+        """At once, as the client holds them, while `watching`."""
         self.tls: ssl.SSLContext | None = None
+        self.refusing_tls: ssl.SSLContext | None = None
+        """What no client can shake hands with; told so as OpenSSL does, which asyncio's servers don't."""
+        self.refuses_at_once = False
         self.port = 0
         self.over = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.watching:
+            self.most_connections = max(self.most_connections, connections_to(self.port))
         self.readers.append(reader)
         self.commands.append([])
         self.raw.append(bytearray())
@@ -169,22 +201,28 @@ class ScriptedPeer:
             writer.transport.abort()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, index: int) -> None:
-        await self._play("GREETING", writer)
+        if self.refusing_tls is not None and self.refuses_at_once:
+            await refuse_handshake(reader, writer, self.refusing_tls)
+            return
+        await self._play("GREETING", writer, index)
         while not writer.is_closing():
             line = await reader.readuntil(b"\n")
             self.raw[index] += line
             verb = line.split(b" ")[0].strip().decode("latin-1").upper()
             self.commands[index].append(verb)
-            if not await self._play(verb, writer):
+            if not await self._play(verb, writer, index):
                 continue
             if verb == "STARTTLS" and "HANDSHAKE" in self.answers:
-                await self._play("HANDSHAKE", writer)
+                await reader.read(1)
+                await self._play("HANDSHAKE", writer, index)
+            elif verb == "STARTTLS" and self.refusing_tls is not None:
+                await refuse_handshake(reader, writer, self.refusing_tls)
             elif verb == "STARTTLS" and self.tls is not None:
                 await writer.start_tls(self.tls)
             if verb == "DATA":
                 await self._read_body(reader, writer, index)
                 self.commands[index].append(".")
-                await self._play(".", writer)
+                await self._play(".", writer, index)
 
     async def _read_body(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, index: int
@@ -192,18 +230,24 @@ class ScriptedPeer:
         body = bytearray()
         if "BODY" in self.answers:
             body += await reader.read(1)
-            await self._play("BODY", writer)
+            await self._play("BODY", writer, index)
         while not (body == b".\r\n" or body.endswith(b"\r\n.\r\n")):
             data = await reader.readuntil(b"\n")
             body += data
             self.raw[index] += data
         self.bodies.append(bytes(body))
 
-    async def _play(self, verb: str, writer: asyncio.StreamWriter) -> bool:
+    async def _play(self, verb: str, writer: asyncio.StreamWriter, index: int) -> bool:
         """Answer `verb`; False if that was no 2yz or 3yz."""
         answer = self.answers.get(verb, b"500 5.5.1 what?\r\n")
         if isinstance(answer, list):
             answer = answer.pop(0) if len(answer) > 1 else answer[0]
+        elif isinstance(answer, tuple):
+            answer = answer[(self.commands[index].count(verb) - 1) % len(answer)]
+        if isinstance(answer, Last):
+            writer.write(answer.data)
+            await writer.drain()
+            answer = answer.act
         if answer == Act.STALL:
             await self.over.wait()
         elif answer == Act.RESET:
@@ -217,6 +261,12 @@ class ScriptedPeer:
             for byte in answer.data:
                 writer.write(bytes([byte]))
                 await asyncio.sleep(answer.interval_s)
+        elif isinstance(answer, Flood):
+            for _ in itertools.count() if answer.times is None else range(answer.times):
+                writer.write(answer.data)
+                await writer.drain()
+                await asyncio.sleep(0)  # whoever else runs on this loop has a turn
+            writer.write(answer.last)
         else:
             writer.write(answer)
             await writer.drain()
@@ -224,9 +274,41 @@ class ScriptedPeer:
         return False
 
 
+async def refuse_handshake(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, context: ssl.SSLContext
+) -> None:
+    """Fail to shake hands, and say why in an alert."""
+    heard, said = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(heard, said, server_side=True)
+    while not reader.at_eof():
+        heard.write(await reader.read(10_000))
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLError:
+            break
+    writer.write(said.read())
+    writer.close()
+    await writer.wait_closed()
+
+
+def connections_to(port: int) -> int:
+    """How many connections to `port` of this machine stand, seen from this process as the client."""
+    standing = psutil.Process().net_connections("tcp")
+    return sum(
+        bool(one.raddr) and one.raddr.port == port and one.status == psutil.CONN_ESTABLISHED
+        for one in standing
+    )
+
+
 @contextlib.asynccontextmanager
 async def scripted_peer(
-    *, tls: ssl.SSLContext | None = None, port: int = 0, **answers: Any
+    *,
+    tls: ssl.SSLContext | None = None,
+    implicit_tls: ssl.SSLContext | None = None,
+    port: int = 0,
+    **answers: Any,
 ) -> AsyncIterator[ScriptedPeer]:
     """A peer on loopback that plays `answers`; `dot`, `greeting`, `mail` … name the commands."""
     peer = ScriptedPeer({"." if verb == "dot" else verb.upper(): answer for verb, answer in answers.items()})
@@ -244,7 +326,7 @@ async def scripted_peer(
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
-    server = await asyncio.start_server(accept, sock=listener)
+    server = await asyncio.start_server(accept, sock=listener, ssl=implicit_tls)
     peer.port = listener.getsockname()[1]
     try:
         yield peer
@@ -273,6 +355,65 @@ class Certificates:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._authority.issue_cert(*names).configure_cert(context)
         return context
+
+    def hostile_context(self, proof: str) -> ssl.SSLContext:
+        """A server's context for `localhost` with the fault that `proof` names (see `hostile_servers`)."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        now = datetime.now(UTC)
+        issue = self._authority.issue_cert
+        match proof:
+            case "expired":
+                issue("localhost", not_before=now - 9 * DAY, not_after=now - DAY).configure_cert(context)
+            case "early":
+                issue("localhost", not_before=now + DAY, not_after=now + 9 * DAY).configure_cert(context)
+            case "self-signed" | "weak":
+                context.set_ciphers("DEFAULT:@SECLEVEL=0")
+                self._load_own(context, self_signed=proof == "self-signed")
+            case "stranger":
+                trustme.CA().issue_cert("localhost").configure_cert(context)
+            case "elsewhere":
+                issue("elsewhere.test").configure_cert(context)
+            case "common name":
+                issue(common_name="localhost").configure_cert(context)
+            case "wildcard":
+                issue("*.localhost").configure_cert(context)
+            case _:
+                issue("localhost").configure_cert(context)
+        if proof == "old TLS":
+            context.set_ciphers("ALL:@SECLEVEL=0")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+        elif proof in ("anonymous", "in clear"):
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+            context.set_ciphers("aNULL:@SECLEVEL=0" if proof == "anonymous" else "eNULL:@SECLEVEL=0")
+        return context
+
+    def _load_own(self, context: ssl.SSLContext, *, self_signed: bool) -> None:
+        """Load a certificate that trustme does not make: signed by itself, or by the authority for a key of 1024 bits."""
+        own = rsa.generate_private_key(65537, 2048 if self_signed else 1024)
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+        authority = x509.load_pem_x509_certificate(self._authority.cert_pem.bytes())
+        signer, issuer = own, name
+        if not self_signed:
+            signer = serialization.load_pem_private_key(self._authority.private_key_pem.bytes(), None)
+            issuer = authority.subject
+        certificate = (
+            x509.CertificateBuilder(issuer, name, own.public_key(), x509.random_serial_number())
+            .not_valid_before(datetime.now(UTC) - DAY)
+            .not_valid_after(datetime.now(UTC) + DAY)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+            )
+            .sign(signer, hashes.SHA256())
+        )
+        pem = serialization.Encoding.PEM
+        key = own.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(key + certificate.public_bytes(pem))
+            file.flush()
+            context.load_cert_chain(file.name)
 
     def write_pair(self, folder: Path, *names: str) -> tuple[Path, Path]:
         """Write a certificate for `names` and its key into `folder`; return both paths."""

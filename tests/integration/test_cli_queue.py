@@ -201,13 +201,15 @@ async def test_send_renders_a_template(environ, sending):
 
 
 async def test_a_mail_that_is_not_sent_is_no_success(environ, next_hop):
-    """`send --wait` ends with 1 when the mail is refused for good, or still waits when the time is over."""
-    mail = ("send", "--to", "ann@example.org", "--subject", "Hello", "--text", "It works.", "--wait")
+    """`send --wait` ends with 1 when the mail is refused for good, suppressed, or still waits when the time is over."""
+    mail = ("send", "--subject", "Hello", "--text", "It works.", "--wait", "--to")
     next_hop.reply = REFUSED
-    ran = await run(environ, *mail)
-    assert (ran.code, ran.lines[-1]) == (EXIT_FAILED, "failed")
-    assert "550 5.1.1" in ran.output
+    for ending in ("failed", "suppressed"):
+        ran = await run(environ, *mail, "ann@example.org")
+        assert (ran.code, ran.lines[-1]) == (EXIT_FAILED, ending)
+        assert "550 5.1.1" in ran.output
     next_hop.reply = DEFERRED
+    mail = (*mail, "bo@example.org")
     ran = await run(environ, *mail, "--timeout", 1)
     assert (ran.code, ran.lines[-1]) == (EXIT_FAILED, "still rendered after 1 s")
     ran = await run(environ, *mail, "--timeout", 1, "--json")

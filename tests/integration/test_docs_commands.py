@@ -82,7 +82,7 @@ def blocks(page):
 
 def pattern(expected):
     """Return the pattern for what a block must print: … is anything, runs of spaces are one."""
-    parts = [r"\s+".join(map(re.escape, part.split(" "))) for part in expected.strip().split("…")]
+    parts = [r"\s+".join(map(re.escape, re.split(r"\s+", part))) for part in expected.strip().split("…")]
     return re.compile(".*".join(parts), re.DOTALL)
 
 

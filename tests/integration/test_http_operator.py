@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
+from aiosmtpd.smtp import SMTP
 from http_kit import DELIVERIES, FLUSH, LOGIN_CODES, command, login_code
 
 from mailkeep.store import reads
@@ -269,6 +270,30 @@ async def test_a_flush_is_announced_to_every_replica(sending, dsn):
             await announced.get()
     finally:
         await connection.close()
+
+
+async def test_a_forced_flush_probes_a_next_hop_that_is_out(serve, unused_tcp_port, next_hop):
+    """While a breaker waits for its next probe a flush changes nothing; a forced one probes at once and the mail goes."""
+    served = await serve(
+        MAIL_SMTP_MODE="smtp",
+        MAIL_SMTP_ADDR=f"127.0.0.1:{unused_tcp_port}",
+        MAIL_SMTP_FROM_EMAIL="mail@mailkeep.example",
+    )
+    breaker = served.service._workers.breakers["default"]
+    delivery_id = [await accept(served) for _ in range(3)][-1]
+    async with asyncio.timeout(60):
+        while not breaker.wait_s():
+            await asyncio.sleep(0.01)
+    breaker._opened_until += 3600  # longer than this test waits
+    back = await asyncio.get_running_loop().create_server(
+        lambda: SMTP(next_hop, hostname="hop.test"), "127.0.0.1", unused_tcp_port
+    )
+    async with back:
+        await served.post(FLUSH, {"all": True})
+        await asyncio.sleep(0.5)
+        assert (await served.get(f"{DELIVERIES}/{delivery_id}")).json()["status"] == "rendered"
+        await served.post(FLUSH, {"all": True, "force": True})
+        await served.settled(delivery_id, "sent")
 
 
 async def test_a_flush_by_id_sends_scheduled_mail_too(sending):

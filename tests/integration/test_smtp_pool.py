@@ -47,20 +47,6 @@ async def test_no_more_connections_than_allowed():
     assert max(outcome.duration_ms for outcome in outcomes if outcome.severity is Severity.SUCCESS) < 900
 
 
-@pytest.mark.parametrize("farewell", [Act.CLOSE, Act.RESET, b"421 4.4.2 idle too long\r\n"])
-@on_both_loops
-async def test_a_dead_resting_connection_is_replaced_at_once(farewell):
-    """If the first answer of a reused connection is its end, a new one is opened and nothing is recorded of the old."""
-    async with scripted_peer(mail=[b"250 ok\r\n", farewell, b"250 ok\r\n"]) as peer:
-        hop = hop_to(peer.port)
-        async with pool_of(hop) as pool:
-            await send_once(pool, hop)
-            outcome = await send_once(pool, hop)
-    assert outcome.severity is Severity.SUCCESS
-    assert [step.phase for step in outcome.steps][:2] == [Phase.CONNECT, Phase.GREETING]
-    assert len(peer.commands) == 2
-
-
 async def test_a_new_connection_that_dies_is_not_replaced():
     """Only a reused connection is given a second chance: a next hop that is out is seen to be out."""
     async with scripted_peer(mail=Act.CLOSE) as peer:
@@ -103,17 +89,6 @@ async def test_a_resting_connection_the_server_ends_is_dropped_while_it_rests(fa
             assert outcome.steps[0].phase is Phase.CONNECT
 
 
-@pytest.mark.parametrize("reply", [b"250 ok\r\n250 again\r\n", b"250 ok\r\n2", b"250 ok\r\n421 bye\r\n"])
-async def test_what_follows_the_answer_to_the_dot_costs_the_connection_only(reply):
-    """The message is delivered; the next one gets a stream that is not shifted."""
-    async with scripted_peer(dot=[reply, b"250 ok\r\n"]) as peer:
-        hop = hop_to(peer.port)
-        async with pool_of(hop) as pool:
-            outcomes = [await send_once(pool, hop) for _ in range(2)]
-    assert [outcome.severity for outcome in outcomes] == [Severity.SUCCESS] * 2
-    assert len(peer.commands) == 2
-
-
 async def test_after_a_refusal_rset_comes_before_the_next_mail():
     """The next envelope starts clean, over the same connection."""
     async with scripted_peer(rcpt=[b"550 5.1.1 unknown\r\n", b"250 ok\r\n"], dot=b"250 ok\r\n") as peer:
@@ -123,18 +98,6 @@ async def test_after_a_refusal_rset_comes_before_the_next_mail():
             assert (await send_once(pool, hop)).severity is Severity.SUCCESS
     verbs = ["EHLO", "MAIL", "RCPT", "DATA", ".", "RSET", "MAIL", "RCPT", "DATA", ".", "QUIT"]
     assert peer.commands == [verbs]
-
-
-@pytest.mark.parametrize("rset", [b"500 what?\r\n", Act.STALL, Act.CLOSE, b"250 ok\r\n250 ok\r\n"])
-async def test_a_connection_that_fails_rset_is_dropped(rset):
-    """Without a clean answer to RSET nothing more goes over it; the next attempt gets a new connection."""
-    async with scripted_peer(rcpt=[b"550 5.1.1 unknown\r\n", b"250 ok\r\n"], rset=rset) as peer:
-        hop = hop_to(peer.port, max_connections=1, timers={"quit_s": 0.2})
-        async with pool_of(hop) as pool:
-            await send_once(pool, hop)
-            outcome = await send_once(pool, hop)
-    assert outcome.severity is Severity.SUCCESS
-    assert len(peer.commands) == 2
 
 
 async def test_uses_are_bounded():

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import ssl
 
 import aiosmtplib
 import pytest
@@ -24,7 +23,7 @@ from smtp_servers import (
     smtp_sink,
 )
 
-from mailkeep.core.delivery import AttemptStatus, Certainty
+from mailkeep.core.delivery import Certainty
 from mailkeep.core.outcome import Phase, Scope, Severity
 from mailkeep.smtp.next_hop import TlsMode
 
@@ -140,52 +139,12 @@ async def test_implicit_tls(certificates):
     ]
 
 
-@pytest.mark.parametrize(
-    ("names", "trusted", "why"),
-    [
-        (["elsewhere.test"], True, "Hostname mismatch"),
-        (["localhost"], False, "unable to get local issuer certificate"),
-    ],
-)
-@pytest.mark.parametrize("tls", [TlsMode.STARTTLS, TlsMode.IMPLICIT, TlsMode.OPPORTUNISTIC])
-@on_both_loops
-async def test_a_wrong_certificate_stops_before_mail(certificates, names, trusted, why, tls):
-    """Another name or an unknown authority: the hop is out, its mail waits, nothing was said over that connection."""
-    context, inbox = certificates.server_context(*names), Inbox()
-    server = {"implicit_tls": context} if tls is TlsMode.IMPLICIT else {"tls_context": context}
-    with aiosmtpd_server(inbox, **server) as port:
-        ca_file = certificates.ca_file if trusted else None
-        outcome = await send(hop_to(port, host="localhost", tls=tls, ca_file=ca_file, **LOGIN))
-    assert (outcome.status, outcome.phase, outcome.rule) == (
-        AttemptStatus.TRANSPORT_FAILED,
-        Phase.TLS,
-        "tls_failed",
-    )
-    assert (outcome.severity, outcome.scope) == (Severity.TRANSIENT, Scope.NEXT_HOP)
-    assert why in outcome.text
-    assert inbox.messages == []
-
-
 async def test_an_unverified_certificate_is_taken_only_when_told_to(certificates):
     """`verify=False` is the one way to talk to a server nobody vouches for."""
     inbox = Inbox()
     with aiosmtpd_server(inbox, tls_context=certificates.server_context("elsewhere.test")) as port:
         outcome = await send(hop_to(port, host="localhost", tls=TlsMode.STARTTLS, verify=False))
     assert outcome.severity is Severity.SUCCESS
-
-
-async def test_tls_1_1_is_not_spoken(certificates):
-    """A server that knows nothing newer is out (RFC 8996)."""
-    context = certificates.server_context("localhost")
-    context.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
-        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
-    inbox = Inbox()
-    with aiosmtpd_server(inbox, tls_context=context) as port:
-        hop = hop_to(port, host="localhost", tls=TlsMode.STARTTLS, ca_file=certificates.ca_file)
-        outcome = await send(hop)
-    assert (outcome.phase, outcome.scope, outcome.severity) == (Phase.TLS, Scope.NEXT_HOP, Severity.TRANSIENT)
-    assert inbox.messages == []
 
 
 @pytest.mark.parametrize("excluded", ["LOGIN", "PLAIN"])

@@ -10,8 +10,9 @@ from smtp_servers import MESSAGE, Certificates, OpenFence, hop_to, on_both_loops
 
 from mailkeep.core.outcome import Phase
 from mailkeep.smtp.classify import FailureKind
-from mailkeep.smtp.connect import connect, resolve
+from mailkeep.smtp.connect import connect
 from mailkeep.smtp.dialog import DATA, GREETING, Ask
+from mailkeep.smtp.lookup import Lookups
 from mailkeep.smtp.next_hop import TlsMode
 from mailkeep.smtp.session import SessionBrokenError
 from mailkeep.smtp.tls import tls_context
@@ -25,7 +26,7 @@ async def connected(**changes):
     """A session, and the blocking socket at its other end: what that sends is in the kernel before the loop runs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         hop = hop_to(listener.getsockname()[1], **changes)
-        (place,) = await resolve(hop, hop.addresses[0])
+        (place,) = await Lookups(hop).places(hop.addresses[0])
         session = await connect(hop, place, tls_context(hop), [])
         peer, _ = listener.accept()
         with peer:
@@ -146,7 +147,7 @@ async def test_no_byte_in_clear_survives_into_tls(tmp_path, clear, tls):
         await asyncio.sleep(0.02)
         with pytest.raises(SessionBrokenError) as broken:
             await session.start_tls()
-        assert broken.value.kind is FailureKind.PROTOCOL
+        assert broken.value.kind is (FailureKind.TLS if tls is TlsMode.IMPLICIT else FailureKind.PROTOCOL)
 
 
 @on_both_loops

@@ -8,6 +8,7 @@ from queue_kit import rows
 
 from mailkeep.store.postgres import Store
 from mailkeep.store.suppressions import Suppressions
+from mailkeep.telemetry import metrics
 
 SUPPRESSIONS = "/api/v1/internal/suppressions"
 GONE = "550 5.1.1 <ann@example.org>: No such user"
@@ -151,8 +152,12 @@ async def test_the_others_of_a_message_get_it(sending, next_hop):
     assert delivery["attempts"] == 1
 
 
-async def test_mail_that_waits_is_looked_up_again(sending, next_hop, log_lines):
-    """What another delivery's bounce suppresses meanwhile is not tried again: it ends when its next attempt is due."""
+async def test_mail_that_waits_is_looked_up_again(sending, next_hop, log_lines, monkeypatch):
+    """What another delivery's bounce suppresses meanwhile is not tried again: it ends, counted, when its attempt is due."""
+    counted = []
+    monkeypatch.setattr(
+        metrics, "count", lambda metric, labels: counted.extend((metric, each) for each in labels)
+    )
     asked = Counting(next_hop)
     next_hop.reply = "450 4.2.1 Later"
     waiting = await sent_to(sending, until=("rendered",))
@@ -168,6 +173,7 @@ async def test_mail_that_waits_is_looked_up_again(sending, next_hop, log_lines):
         waiting["delivery_id"]
     ]
     assert "ann@example.org" not in str(log_lines)
+    assert counted.count((metrics.SUPPRESSED, ("api",))) == 1
 
 
 async def test_two_in_flight_to_one_address_agree(sending, next_hop):

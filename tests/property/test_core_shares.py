@@ -73,6 +73,15 @@ def test_stalled_hops_leave_places_to_another(total, stalled):
     assert stalled > 1 or shares.free >= total // 4
 
 
+@given(st.integers(2, 400), st.sampled_from(PRIORITY))
+def test_a_stalled_hop_leaves_a_place_to_the_same_class(total, delivery_class):
+    """However few places there are: what is kept for other classes is not all that the other hops are left with."""
+    shares = Shares(total, several_hops=True)
+    while shares.room(delivery_class, "stalled"):
+        shares.take(delivery_class, "stalled")
+    assert shares.room(delivery_class, "good") >= 1
+
+
 def test_what_was_given_back_can_be_taken_again():
     """Taking and giving leaves everything as it was."""
     shares = Shares(10)

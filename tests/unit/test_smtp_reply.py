@@ -8,8 +8,10 @@ from mailkeep.smtp.reply import (
     MAX_LINE_BYTES,
     MAX_REPLY_BYTES,
     MAX_REPLY_LINES,
+    MAX_SAMPLE_CHARS,
     ProtocolFault,
     ReplyParser,
+    without,
 )
 
 
@@ -123,6 +125,37 @@ def test_text_is_escaped_masked_and_cut():
     assert reply.text.endswith("…")
     assert reply.shown.startswith(r"550 5.1.1 \x1b[31m<…@…>")
     assert reply.text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("data", "sample"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n", "HTTP/1.1 400 Bad Request"),
+        (b"250-a\r\n550 b\r\n", "550 b"),
+        (b"\x1b[2J <ann@example.org>\n", r"\x1b[2J <…@…>"),
+        (
+            b"y" * (MAX_SAMPLE_CHARS - 4) + b" secret.person@example.org\n",
+            "y" * (MAX_SAMPLE_CHARS - 4) + " …@…",
+        ),
+        (b"x" * MAX_LINE_BYTES, "x" * (MAX_SAMPLE_CHARS - 1) + "…"),
+    ],
+)
+def test_the_line_that_broke_the_protocol_is_shown(data, sample):
+    """What speaks there can be seen, and nothing of it that must not be kept."""
+    parser = ReplyParser()
+    parser.feed(data)
+    assert parser.fault
+    assert parser.sample == sample
+
+
+def test_secrets_are_taken_out_of_what_is_kept():
+    """Also where the text is cut; what parses the reply sees it whole."""
+    reply = parse_one(b"500 " + b"x" * (MAX_REPLY_CHARS - 8) + b" hunter2 hunter2\r\n")
+    kept = without(reply, ["hunter2"])
+    assert "hunt" in reply.text
+    assert "hunt" not in kept.text + kept.shown
+    assert kept.lines == reply.lines
+    assert without(reply, ["other"]) is reply
 
 
 def test_an_address_at_the_cut_is_masked_first():

@@ -110,6 +110,7 @@ def flush(
     domain: Annotated[str | None, typer.Option(help="Those whose first recipient is there.")] = None,
     next_hop: Annotated[str | None, typer.Option(help="Those of a next hop.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that failed before and wait.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Probe next hops that are out at once.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make waiting deliveries due now, on every replica.
@@ -121,7 +122,9 @@ def flush(
 
     if sum(map(bool, (delivery_id, domain, next_hop, everything))) != 1:
         raise typer.BadParameter("give exactly one of --id, --domain, --next-hop and --all")
-    flushed = ask(lambda queue: queue.flush(delivery_id=delivery_id, domain=domain, next_hop=next_hop))
+    flushed = ask(
+        lambda queue: queue.flush(delivery_id=delivery_id, domain=domain, next_hop=next_hop, force=force)
+    )
     if delivery_id is not None and not flushed:
         fail(f"{delivery_id} is not waiting; see `mailkeep queue show {delivery_id}`")
     if as_json:

@@ -141,6 +141,9 @@ def _follow(client: _Client, delivery_id: str, timeout_s: float, *, as_json: boo
     if as_json:
         print_json({"delivery": delivery, "attempts": attempts})
     else:
+        for recipient in delivery.recipients:
+            if recipient.reason:
+                print(printable(f"{recipient.address or 'erased'}: {recipient.state} ({recipient.reason})"))
         print(delivery.status if settled else f"still {delivery.status} after {timeout_s:g} s")
     return delivery.status is DeliveryStatus.SENT
 

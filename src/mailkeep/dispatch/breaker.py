@@ -52,6 +52,10 @@ class Breaker:
             case _:
                 return 0
 
+    def probe_now(self) -> None:
+        """Let the next probe begin at once: somebody knows that the hop is well again."""
+        self._opened_until = min(self._opened_until, self._clock())
+
     def began(self) -> None:
         """Note that an attempt begins: on an open breaker that is the probe."""
         if self.state is BreakerState.OPEN:

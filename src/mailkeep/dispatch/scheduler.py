@@ -7,20 +7,21 @@ not in memory (a commit whose answer was lost) are given back: here no claim of 
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
 import structlog
 
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus
-from mailkeep.core.queue import Claim, ClaimKey
+from mailkeep.core.queue import Claim, ClaimKey, Suppressed
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
+from mailkeep.telemetry import metrics
 
 IDLE_S: Final = 2.0
 """The longest it sleeps: a lost notification costs no more than this."""
@@ -58,6 +59,12 @@ class AttemptScheduler:
     def wake(self) -> None:
         """Look again soon: something became due."""
         self._woken.set()
+
+    def probe(self) -> None:
+        """Look again soon, and at next hops that are out, too."""
+        for breaker in self._pool.breakers.values():
+            breaker.probe_now()
+        self.wake()
 
     def announce(self) -> None:
         """Look again soon, and tell the other replicas to: this one had no room for what it accepted."""
@@ -107,6 +114,7 @@ class AttemptScheduler:
     async def _hand_over(self, claims: Sequence[Claim]) -> None:
         """Give the workers what may be sent: since it was accepted, the suppression list may have grown."""
         suppressed = {left.id: left for left in await self._store.suppress(claims)}
+        _count(claims, suppressed)
         for claim in claims:
             left = suppressed.get(claim.id)
             if left is not None:
@@ -147,3 +155,16 @@ class AttemptScheduler:
             if delivery_id not in self._pool.held:
                 self._log.warning("a claim without a holder is given back", delivery_id=str(delivery_id))
                 await self._store.hand_back([ClaimKey(replica_id, delivery_id, token)])
+
+
+def _count(claims: Sequence[Claim], suppressed: Mapping[UUID, Suppressed]) -> None:
+    ended = [
+        (claim, suppressed[claim.id].status)
+        for claim in claims
+        if claim.id in suppressed and suppressed[claim.id].status is not DeliveryStatus.SENDING
+    ]
+    metrics.count(metrics.TRANSITIONS, ((DeliveryStatus.SENDING, status) for _, status in ended))
+    metrics.count(
+        metrics.SUPPRESSED,
+        ((claim.source,) for claim, status in ended if status is DeliveryStatus.SUPPRESSED),
+    )

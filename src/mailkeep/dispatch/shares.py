@@ -2,7 +2,7 @@
 
 Each class has places that the others can't take, so that a flood of one never starves another. A next hop may hold so many
 times what is still free (dynamic thresholds, Choudhury and Hahne 1998): a stalled one fills up and leaves the rest, and
-several stalled ones leave less, but never nothing. The places of a class are its own whatever else its hop holds: a login
+several stalled ones leave less; the last place a class can take is for a hop that has none. The places of a class are its own whatever else its hop holds: a login
 code passes a flood for the same hop.
 """
 
@@ -49,6 +49,8 @@ class Shares:
             # Each place taken lowers the threshold by so many and raises what is held by one.
             below = HOP_TIMES_FREE * self._free - self._taken_by_hop[hop]
             within_hop = (below + HOP_TIMES_FREE) // (HOP_TIMES_FREE + 1)
+            # What is kept for other classes is free and yet out of reach: the last place in reach is for a newcomer.
+            within_hop = min(within_hop, room - 1 if self._taken_by_hop[hop] else max(room - 1, 1))
             within_class = self._reserved[delivery_class] - self._taken[delivery_class]
             room = min(room, max(within_hop, within_class))
         return max(room, 0)

@@ -115,12 +115,13 @@ class NoParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FlushRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to make due now; exactly one member is given."""
+    """What to make due now: exactly one of the first four. With `force` next hops that are out are probed at once."""
 
     delivery_id: UUID | None = None
     domain: str | None = None
     next_hop: str | None = None
     all: bool = False
+    force: bool = False
 
 
 class FlushAnswer(msgspec.Struct, frozen=True):
@@ -319,7 +320,10 @@ class _OperatorApi:
                 FailureCode.MISSING_FIELD, "", "needs exactly one of: delivery_id, domain, next_hop, all"
             )
         flushed = await self._queue.flush(
-            delivery_id=wanted.delivery_id, domain=wanted.domain, next_hop=wanted.next_hop
+            delivery_id=wanted.delivery_id,
+            domain=wanted.domain,
+            next_hop=wanted.next_hop,
+            force=wanted.force,
         )
         return FlushAnswer(flushed)
 

@@ -244,18 +244,25 @@ class OperatorQueue:
         return await self._reads.shape(by, limit)
 
     async def flush(
-        self, *, delivery_id: UUID | None = None, domain: str | None = None, next_hop: str | None = None
+        self,
+        *,
+        delivery_id: UUID | None = None,
+        domain: str | None = None,
+        next_hop: str | None = None,
+        force: bool = False,
     ) -> int:
         """Make waiting deliveries due now and wake every replica; answers how many.
 
-        One delivery, those of a recipient domain or of a next hop; all of them if none is named. Breakers stay as they
-        are, and scheduled mail keeps its time unless it is named by its id.
+        One delivery, those of a recipient domain or of a next hop; all of them if none is named. Scheduled mail keeps its
+        time unless it is named by its id. Mail of a next hop that is out stays parked; with `force` it is probed at once.
         """
         if delivery_id is not None:
             count = await self._reads.flush_one(delivery_id)
         else:
             count = await self._reads.flush(next_hop=next_hop, domain=_domain(domain))
-        if count:
+        if force:
+            await self._store.notify_probe()
+        elif count:
             await self._store.notify_due()
         return count
 

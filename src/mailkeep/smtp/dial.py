@@ -10,11 +10,11 @@ from typing import Final
 
 from mailkeep.core.delivery import AttemptStatus
 from mailkeep.core.outcome import Phase, Scope, Severity, Verdict
-from mailkeep.smtp.connect import resolve
 from mailkeep.smtp.converse import open_session
 from mailkeep.smtp.ending import End, Heard, ended_by_failure
 from mailkeep.smtp.failover import Failover
 from mailkeep.smtp.login import Login
+from mailkeep.smtp.lookup import Lookups
 from mailkeep.smtp.next_hop import NextHop
 from mailkeep.smtp.session import Place, Session, SessionBrokenError
 from mailkeep.smtp.tls import tls_context
@@ -27,12 +27,13 @@ MAX_TRIES: Final = 8
 class Dialer:
     """Opens sessions with `hop`. Raises OSError if a file of certificates can't be used."""
 
-    __slots__ = ("_failover", "_hop", "_tls", "_tokens")
+    __slots__ = ("_failover", "_hop", "_lookups", "_tls", "_tokens")
 
     def __init__(self, hop: NextHop) -> None:
         self._hop = hop
         self._tls = tls_context(hop)
         self._failover = Failover(hop.addresses)
+        self._lookups = Lookups(hop)
         self._tokens = Tokens(hop) if hop.token_command else None
 
     async def open(self, heard: list[Heard]) -> Session | End:
@@ -62,7 +63,7 @@ class Dialer:
         tries = MAX_TRIES
         for address in self._failover.order():
             try:
-                places = await resolve(self._hop, address)
+                places = await self._lookups.places(address)
             except SessionBrokenError as broken:
                 heard.append(Heard(broken.phase, f"look up {address.host}", broken.kind, time.monotonic()))
                 places, end = [], ended_by_failure(broken.phase, broken.kind, broken.detail)

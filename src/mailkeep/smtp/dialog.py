@@ -22,11 +22,15 @@ from mailkeep.smtp.reply import SERVICE_CLOSING, Reply
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
-    """One command whose reply is awaited in `phase`. `shown` is the command without secrets and addresses."""
+    """One command whose reply is awaited in `phase`. `shown` is the command without secrets and addresses.
+
+    `secrets` are what the reply must not repeat where it is kept.
+    """
 
     phase: Phase
     line: bytes
     shown: str
+    secrets: tuple[str, ...] = ()
 
 
 Group: TypeAlias = tuple[Ask, ...]
@@ -108,25 +112,30 @@ def _log_in(hop: NextHop, login: Login, offered: Capabilities, *, in_sight: bool
         return ended_by_failure(Phase.AUTH, FailureKind.AUTH_NOT_OFFERED, detail)
     talk = exchange(mechanism, login)
     shown = f"AUTH {mechanism.value}"
-    line = shown.encode()
-    if talk.initial is not None:
-        line, shown = line + b" " + encoded(talk.initial), f"{shown} …"
-    reply = (yield (Ask(Phase.AUTH, line + b"\r\n", shown),))[0]
+    if talk.initial is None:
+        first = Ask(Phase.AUTH, f"{shown}\r\n".encode(), shown)
+    else:
+        first = _answer(login, talk.initial, f"{shown} ")
+    reply = (yield (first,))[0]
     for answer in talk.answers:
         if reply.digit != 3:
             return ended_by_reply(Phase.AUTH, reply)
         said = answer(reply.lines[0])
         if said is None:
             return ended_by_failure(Phase.AUTH, FailureKind.PROTOCOL, "a challenge that is not base64")
-        reply = (yield (_answer(said),))[0]
+        reply = (yield (_answer(login, said),))[0]
     if reply.digit == 3 and talk.after_refusal is not None:
-        reply = (yield (_answer(talk.after_refusal),))[0]
+        reply = (yield (_answer(login, talk.after_refusal),))[0]
         return ended_by_reply(Phase.AUTH, reply)
     return None if reply.digit == 2 else ended_by_reply(Phase.AUTH, reply)
 
 
-def _answer(answer: bytes) -> Ask:
-    return Ask(Phase.AUTH, encoded(answer) + b"\r\n", "…")
+def _answer(login: Login, answer: bytes, command: str = "") -> Ask:
+    said = encoded(answer).decode()
+    secrets = {said, login.secret, encoded(login.secret.encode()).decode()} - {""}
+    # The longest first: one may be a part of another.
+    hidden = tuple(sorted(secrets, key=len, reverse=True))
+    return Ask(Phase.AUTH, f"{command}{said}\r\n".encode(), f"{command}…", hidden)
 
 
 # -- one transaction -------------------------------------------------------------------------------------------------
@@ -139,7 +148,8 @@ def transaction(envelope: Envelope, offered: Capabilities) -> Talk[End | None]:
     """
     utf8, eightbit = envelope.needs_smtputf8, envelope.needs_8bitmime
     if offered.max_size_bytes and len(envelope.message) > offered.max_size_bytes:
-        return ended_by_failure(Phase.MAIL, FailureKind.TOO_LARGE)
+        sizes = f"{len(envelope.message)} bytes, where {offered.max_size_bytes} are the most"
+        return ended_by_failure(Phase.MAIL, FailureKind.TOO_LARGE, sizes)
     if utf8 and not offered.smtputf8:
         return ended_by_failure(Phase.MAIL, FailureKind.NEEDS_SMTPUTF8)
     if eightbit and not offered.eightbitmime:

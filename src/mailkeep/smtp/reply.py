@@ -6,8 +6,9 @@ Every buffer is bounded. The text of a `Reply` can be stored and logged as it is
 """
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Final
 
 import msgspec
@@ -21,6 +22,8 @@ MAX_REPLY_LINES: Final = 200
 """Lines of one reply. Long EHLO answers have about 30."""
 MAX_REPLY_BYTES: Final = 64 * 1024
 """All lines of one reply: bounds what a session holds in memory."""
+MAX_SAMPLE_CHARS: Final = 80
+"""Shown of a line that broke the protocol: enough to see what speaks there, a web server or SSH."""
 CACHED_REPLIES: Final = 64
 """With the bound on a reply, 4 MiB at the very most."""
 
@@ -64,10 +67,11 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
 class ReplyParser:
     """Turns bytes into replies. After a fault it takes nothing more."""
 
-    __slots__ = ("_code", "_lines", "_size_bytes", "_tail", "fault")
+    __slots__ = ("_code", "_lines", "_offender", "_size_bytes", "_tail", "fault")
 
     def __init__(self) -> None:
         self.fault: ProtocolFault | None = None
+        self._offender = b""
         self._tail = b""
         self._code = 0
         self._lines: list[bytes] = []
@@ -77,6 +81,12 @@ class ReplyParser:
     def pending(self) -> bool:
         """Whether bytes were fed that belong to no finished reply."""
         return bool(self._tail or self._lines or self.fault)
+
+    @property
+    def sample(self) -> str:
+        """How the line that made the fault begins, fit to be stored."""
+        shown = mask_addresses(escape(self._offender.removesuffix(b"\r")))
+        return shown if len(shown) <= MAX_SAMPLE_CHARS else shown[: MAX_SAMPLE_CHARS - 1] + "…"
 
     def feed(self, data: bytes) -> list[Reply]:
         """Take `data` and return the replies it finishes; look at `fault` afterwards."""
@@ -90,10 +100,17 @@ class ReplyParser:
                 replies.append(reply)
         self._tail = buffer[start:] if self.fault is None else b""
         if len(self._tail) >= MAX_LINE_BYTES:
-            self._tail, self.fault = b"", ProtocolFault.LINE_TOO_LONG
+            self.fault = ProtocolFault.LINE_TOO_LONG
+            self._offender, self._tail = self._tail[:MAX_LINE_BYTES], b""
         return replies
 
     def _take(self, line: bytes) -> Reply | None:
+        reply = self._read(line)
+        if self.fault is not None:
+            self._offender = line[:MAX_LINE_BYTES]
+        return reply
+
+    def _read(self, line: bytes) -> Reply | None:
         parsed = _parse_line(line)
         if isinstance(parsed, ProtocolFault):
             self.fault = parsed
@@ -141,9 +158,20 @@ def _reply(code: int, raw_lines: tuple[bytes, ...]) -> Reply:
     enhanced = match[1] if match and int(match[1][0]) == code // 100 else None
     if enhanced:
         lines = [line.removeprefix(enhanced).lstrip(" ") for line in lines]
-    text = storable(" ".join(lines).strip())
+    return _told(code, enhanced, tuple(lines), lines)
+
+
+def without(reply: Reply, secrets: Iterable[str]) -> Reply:
+    """Return `reply` with a text in which none of `secrets` stands: some servers repeat what they did not understand."""
+    hidden = [escape(secret.encode()) for secret in secrets]
+    told = [reduce(lambda line, secret: line.replace(secret, "…"), hidden, line) for line in reply.lines]
+    return reply if told == [*reply.lines] else _told(reply.code, reply.enhanced, reply.lines, told)
+
+
+def _told(code: int, enhanced: str | None, lines: tuple[str, ...], told: Iterable[str]) -> Reply:
+    text = storable(" ".join(told).strip())
     shown = f"{code} {enhanced} {text}" if enhanced else f"{code} {text}"
-    return Reply(code, enhanced, tuple(lines), text, shown.rstrip())
+    return Reply(code, enhanced, lines, text, shown.rstrip())
 
 
 def escape(raw: bytes) -> str:

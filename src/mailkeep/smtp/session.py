@@ -28,8 +28,8 @@ from mailkeep.smtp.ending import Heard
 from mailkeep.smtp.envelope import dot_stuffed
 from mailkeep.smtp.fence import Fence
 from mailkeep.smtp.next_hop import NextHop, TlsMode
-from mailkeep.smtp.reply import SERVICE_CLOSING, Reply, ReplyParser
-from mailkeep.smtp.tls import is_pinned
+from mailkeep.smtp.reply import SERVICE_CLOSING, Reply, ReplyParser, without
+from mailkeep.smtp.tls import NO_TLS_SPOKEN, is_pinned, told
 
 BLOCK_BYTES: Final = 64 * 1024
 """The body leaves in blocks of this size, each with its own timer and a look at what the server says meanwhile."""
@@ -39,6 +39,7 @@ SALVAGE_BYTES: Final = 64 * 1024
 """Read from a connection that broke under our writing: room for any reply the parser takes."""
 _BODY: Final = Ask(Phase.BODY, b"", "the body")
 _OUT_OF_TURN: Final = "the server spoke out of turn"
+_SESSION_OVER: Final = "the whole session has lasted too long"
 
 Address: TypeAlias = tuple[Any, ...]
 """As the socket module has it: host and port first, more for IPv6."""
@@ -164,14 +165,17 @@ class Session(asyncio.Protocol):
             self._write(data)
         await self._answer()
         if self._unread and not self._farewell:
-            raise self._breaking(FailureKind.PROTOCOL, self._parser.fault or "more replies than commands")
+            raise self._out_of_step("more replies than commands")
         return self._replies
 
     async def start_tls(self) -> None:
         """Begin TLS on this connection, if nothing is unread: no byte in clear may pass for one behind the handshake."""
-        self._require_silence(Phase.STARTTLS)
         assert self._transport is not None
         assert self._tls is not None
+        if self._hop.tls is TlsMode.IMPLICIT and self._unread:
+            # As the handshake would say, had these bytes come a moment later.
+            raise SessionBrokenError(Phase.TLS, FailureKind.TLS, NO_TLS_SPOKEN)
+        self._require_silence(Phase.STARTTLS)
         self._expect(())
         limit_s = self._limits[Phase.TLS]
         try:
@@ -273,8 +277,9 @@ class Session(asyncio.Protocol):
                 self._stray = True
                 break
             ask = self._group[-self._missing]
-            self.heard.append(Heard(ask.phase, ask.shown, reply, now_s))
-            self._replies.append(reply)
+            kept = without(reply, ask.secrets) if ask.secrets else reply
+            self.heard.append(Heard(ask.phase, ask.shown, kept, now_s))
+            self._replies.append(kept)
             self._missing -= 1
             self._farewell |= reply.code == SERVICE_CLOSING
         if self._answered or self._parser.fault:
@@ -362,9 +367,10 @@ class Session(asyncio.Protocol):
         if self._answered:
             return
         if self._parser.fault:
-            raise self._breaking(FailureKind.PROTOCOL, self._parser.fault)
+            raise self._out_of_step()
         if self._timed_out:
-            raise self._breaking(FailureKind.TIMEOUT)
+            over = self._group[-self._missing].phase is not Phase.DOT and time.monotonic() >= self._deadline_s
+            raise self._breaking(FailureKind.TIMEOUT, _SESSION_OVER if over else "")
         if self._broken:
             raise self._breaking(self._broken)
 
@@ -373,12 +379,20 @@ class Session(asyncio.Protocol):
             raise self._breaking(FailureKind.PROTOCOL, f"unexpected {self._replies[0].shown}")
         return self._replies[0]
 
-    def _breaking(self, kind: FailureKind, detail: str = "") -> SessionBrokenError:
+    def _breaking(self, kind: FailureKind, detail: str = "", said: str | None = None) -> SessionBrokenError:
         """Note in the transcript which command stays without an answer, and return what to raise."""
         ask = self._group[-max(self._missing, 1)]
         if self._missing:
-            self.heard.append(Heard(ask.phase, ask.shown, None, time.monotonic()))
+            self.heard.append(Heard(ask.phase, ask.shown, said, time.monotonic()))
         return SessionBrokenError(ask.phase, kind, detail)
+
+    def _out_of_step(self, fault: str = "") -> SessionBrokenError:
+        """Return what to raise where the server broke the protocol, with what it said where that was no reply."""
+        ask = self._group[-max(self._missing, 1)]
+        # What answers a login may repeat it, whole or in part.
+        said = "" if ask.secrets else self._parser.sample
+        detail = ": ".join(filter(None, (self._parser.fault or fault, said)))
+        return self._breaking(FailureKind.PROTOCOL, detail, said or None)
 
     def _write(self, data: bytes) -> None:
         assert self._transport is not None
@@ -428,7 +442,7 @@ def failure_of(fault: Exception) -> tuple[FailureKind, str]:
         case TimeoutError():
             kind = FailureKind.TIMEOUT
         case ssl.SSLError():
-            kind, detail = FailureKind.TLS, getattr(fault, "verify_message", None) or fault.reason or ""
+            kind, detail = FailureKind.TLS, told(fault)
         case ConnectionRefusedError():
             kind = FailureKind.REFUSED
         case ConnectionError():

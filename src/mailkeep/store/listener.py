@@ -15,6 +15,7 @@ from mailkeep.store.errors import StoreUnavailableError, translated
 
 DUE: Final = "mail_due"
 ENQUEUED: Final = "mail_enqueued"
+PROBE: Final = "mail_probe"
 RECONNECT_S: Final = 2.0
 CONNECT_TIMEOUT_S: Final = 5.0
 

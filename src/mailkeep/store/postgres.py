@@ -164,6 +164,10 @@ class Store:
         """Wake the schedulers of every replica."""
         await self.fetch("notify_due")
 
+    async def notify_probe(self) -> None:
+        """Tell every replica to probe the next hops that are out at once."""
+        await self.fetch("notify_probe")
+
     # -- dispatch ----------------------------------------------------------------------------------------------
 
     async def claim_due(
