@@ -182,6 +182,21 @@ async def test_a_held_one_that_is_resent_is_cancelled(store, changes):
     await check_accounts(store, [delivery_id, made])
 
 
+@pytest.mark.parametrize("verb", [Verb.CANCEL, Verb.CONFIRM, Verb.DELETE, "resend"])
+async def test_one_that_a_person_held_can_be_ended(store, changes, verb):
+    """What was held keeps the time that it waited for; whatever ends it lets go of that."""
+    delivery_id = await accepted(store)
+    due_at = (await row(store, delivery_id))["due_at"]
+    assert await changes.change(Verb.HOLD, delivery_id, **BY) is DeliveryStatus.HELD
+    assert (await row(store, delivery_id))["due_at"] == due_at
+    if verb == "resend":
+        assert await changes.resend(delivery_id, TWO[:1], key="k", **BY) is not None
+    else:
+        assert await changes.change(verb, delivery_id, **BY) is not None
+    ended = await row(store, delivery_id)
+    assert (ended["due_at"], ended["finished_at"] is not None) == (None, True)
+
+
 async def test_what_waits_or_has_no_content_is_not_resent(store, changes):
     """A waiting delivery is sent anyway, and erased content is gone: neither makes anything."""
     waiting = await accepted(store)

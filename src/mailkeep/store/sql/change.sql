@@ -1,8 +1,9 @@
 -- Move delivery $2 by hand, as `verb` $1 says, and record who ($3) did it and why ($4); by the primary key.
--- hold: waiting -> held. release: held -> waiting, due now; what was never tried keeps its time. cancel: waiting or held -> cancelled. confirm: held -> sent, or
--- what else its settled recipients make it. delete: waiting or held -> cancelled, and whatever has ended stays so; in each
--- case its content is erased now. One under at_most_once whose dot may have left is never released: that could
--- be a second copy. No row where it stands elsewhere; a claimed one is passed over, its replica ends it.
+-- hold: waiting -> held. release: held -> waiting, due now; what was never tried keeps its time. cancel: waiting or held ->
+-- cancelled. confirm: held -> sent, or what else its settled recipients make it. delete: waiting or held -> cancelled, and
+-- whatever has ended stays so; in each case its content is erased now. One under at_most_once whose dot may have left is
+-- never released: that could be a second copy. No row where it stands elsewhere; a claimed one is passed over, its replica
+-- ends it.
 WITH changed AS (
     UPDATE mail.deliveries d
     SET status = CASE $1::text

@@ -1,7 +1,8 @@
 -- Make a new delivery of the content of delivery $1, for those of its recipients who did not get it (all, if all did), due
 -- now: the parent's bytes and Message-ID under a new id, so that a receiver who has it already can tell. Reserves
--- ('operator_resend', $2, or its own id); where it is taken nothing is made. $5: the hash of each of the parent's recipients. A held parent is cancelled: the new one stands for
--- it. Records who ($3) did it and why ($4). No row where the parent still waits or is being sent, or its content is erased.
+-- ('operator_resend', $2, or its own id); where it is taken nothing is made. $5: the hash of each of the parent's
+-- recipients. A held parent is cancelled: the new one stands for it. Records who ($3) did it and why ($4). No row where the
+-- parent still waits or is being sent, or its content is erased.
 WITH fresh AS MATERIALIZED (
     SELECT mail.new_id() AS id
 ), parent AS (
@@ -38,7 +39,7 @@ WITH fresh AS MATERIALIZED (
     FROM parent, reserved
 ), replaced AS (
     UPDATE mail.deliveries d
-    SET status = 'cancelled', finished_at = mail.now(), last_reason = 'resent as ' || reserved.id, last_rule = 'operator'
+    SET status = 'cancelled', finished_at = mail.now(), due_at = NULL, last_reason = 'resent as ' || reserved.id, last_rule = 'operator'
     FROM reserved
     WHERE d.id = $1 AND d.status = 'held'
 ), recorded AS (
