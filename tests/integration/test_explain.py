@@ -25,7 +25,7 @@ async def test_mail_that_waits_says_for_what(sending, next_hop):
     found = await explained(sending, waiting)
     delivery = (await sending.get(f"{DELIVERIES}/{waiting}")).json()
     assert (found["why"], found["next_at"]) == ("it is scheduled for later", delivery["due_at"])
-    assert (found["waits_used"], found["waits"], found["rule"]) == (0, 9, None)
+    assert (found["waits_used"], found["waits"], found["last_attempt"]) == (0, 9, None)
     next_hop.reply = DEFERRED
     deferred = await accept(sending)
     delivery = await sending.settled(deferred, "rendered")
@@ -33,7 +33,7 @@ async def test_mail_that_waits_says_for_what(sending, next_hop):
     assert found["why"] == "attempt 1 did not deliver: 450 4.3.2 Not now, <…@…>"
     assert (found["next"], found["next_at"]) == ("its next attempt is due", delivery["due_at"])
     assert (found["waits_used"], found["attempts"]) == (1, 1)
-    assert (found["rule"]["rule"], found["rule"]["phase"]) == ("rcpt_deferred", "rcpt")
+    assert (found["last_attempt"]["rule"], found["last_attempt"]["phase"]) == ("rcpt_deferred", "rcpt")
     assert "ann@" not in str(found)
 
 
@@ -68,7 +68,7 @@ async def test_held_mail_says_what_may_be_done(serve, sending):
         found = await explained(served, unknown)
     assert "may have been delivered" in found["why"]
     assert "confirm" in found["next"]
-    assert found["rule"]["certainty"] == "unknown"
+    assert found["last_attempt"]["certainty"] == "unknown"
     status, problem = await change(served, unknown, "release")
     assert (status, problem["code"]) == (409, "wrong_status")
     assert (await change(served, unknown, "confirm"))[1]["status"] == "sent"

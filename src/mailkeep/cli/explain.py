@@ -54,11 +54,9 @@ def _lines(found: "Explanation") -> Iterator[tuple[str, str]]:
     route = found.route
     out = f", out for {route.out_for} since {route.since:%Y-%m-%d %H:%M:%S} UTC" if route.out_for else ""
     yield "route", f"next hop {route.next_hop}; {route.live_replicas} live replicas{out}"
-    if found.rule is not None and found.rule.rule is not None:
-        yield (
-            "rule",
-            f"{found.rule.rule}: {found.rule.severity}, about {found.rule.scope}, at {found.rule.phase}",
-        )
+    last = found.last_attempt
+    if last is not None and last.rule is not None:
+        yield "rule", f"{last.rule}: {last.severity}, about {last.scope}, at {last.phase}"
     if found.template is not None:
         template = found.template
         yield "template", f"{template.template_id} in {template.locale}, catalog {template.catalog_version}"

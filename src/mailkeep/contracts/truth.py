@@ -46,7 +46,7 @@ from mailkeep.operator.api import (
     SuppressionParameters,
 )
 from mailkeep.operator.changes import Changed, Why
-from mailkeep.operator.explain import Explanation, RuleFacts
+from mailkeep.operator.explain import Explanation
 from mailkeep.operator.malformed import MalformedView
 from mailkeep.operator.queue import (
     WAITING_WORD,
@@ -225,12 +225,6 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
     LoginCodeAnswer: {"outcome": one_of(("sent", "suppressed"))},
     DeliveryAnswer: {"status": one_of(DeliveryStatus)},
     Explanation: {"class": one_of(DeliveryClass)},
-    RuleFacts: {
-        "severity": one_of(Severity),
-        "scope": one_of(Scope),
-        "phase": one_of(Phase),
-        "certainty": one_of(Certainty),
-    },
     RouteFacts: {"since": {"format": "date-time"}},
     StoredChange: {"verb": one_of((*Verb, "resend")), "status": one_of(DeliveryStatus)},
     Changed: {"status": one_of(DeliveryStatus)},

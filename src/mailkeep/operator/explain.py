@@ -11,27 +11,19 @@ from uuid import UUID
 import msgspec
 
 from mailkeep.core.delivery import TERMINAL, WAITING, DeliveryClass, DeliveryStatus
-from mailkeep.core.outcome import RecipientOutcome
 from mailkeep.dispatch.breaker import HINTED_PROBE_S
-from mailkeep.operator.queue import ReplicaView, RouteFacts, replica_view, route_facts
+from mailkeep.operator.queue import (
+    AttemptView,
+    ReplicaView,
+    RouteFacts,
+    attempt_view,
+    replica_view,
+    route_facts,
+)
 from mailkeep.store.postgres import Store
 from mailkeep.store.reads import QueueReads, StoredAttempt, StoredChange, StoredDelivery
 
 NEVER: Final = "nothing; it has ended"
-
-
-class RuleFacts(msgspec.Struct, frozen=True):
-    """What the last attempt ended with, and the rule that judged it (see `mailkeep classify`)."""
-
-    rule: str | None
-    severity: str | None
-    scope: str | None
-    phase: str | None
-    code: int | None
-    enhanced: str | None
-    reply: str | None
-    certainty: str
-    recipients: tuple[RecipientOutcome, ...]
 
 
 class TemplateFacts(msgspec.Struct, frozen=True):
@@ -60,7 +52,7 @@ class Explanation(msgspec.Struct, frozen=True, rename={"delivery_class": "class"
     waits_used: int
     waits: int
     route: RouteFacts
-    rule: RuleFacts | None
+    last_attempt: AttemptView | None
     template: TemplateFacts | None
     changes: tuple[StoredChange, ...]
 
@@ -101,26 +93,12 @@ class OperatorExplain:
             waits_used=delivery.rungs_used,
             waits=len(self._ladders[DeliveryClass(delivery.delivery_class)]),
             route=route,
-            rule=None if last is None else _rule(last),
+            last_attempt=None if last is None else attempt_view(last),
             template=None
             if delivery.template_id is None
             else TemplateFacts(delivery.template_id, delivery.catalog_version, delivery.locale),
             changes=changes,
         )
-
-
-def _rule(attempt: StoredAttempt) -> RuleFacts:
-    return RuleFacts(
-        attempt.rule,
-        attempt.severity,
-        attempt.scope,
-        attempt.phase,
-        attempt.code,
-        attempt.enhanced,
-        attempt.reply,
-        attempt.certainty,
-        attempt.recipients,
-    )
 
 
 def _judge(

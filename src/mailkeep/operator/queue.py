@@ -193,7 +193,7 @@ class OperatorQueue:
         stored = await self._reads.delivery(delivery_id)
         if stored is None:
             return None
-        recorded = tuple(map(_attempt_view, await self._reads.attempts(delivery_id)))
+        recorded = tuple(map(attempt_view, await self._reads.attempts(delivery_id)))
         last = recorded[-1].number if recorded else 0
         # The attempts were read after the delivery: the one that was under way may be recorded by now.
         if stored.status is DeliveryStatus.SENDING and stored.attempts == last:
@@ -323,7 +323,8 @@ def _recipient_views(stored: StoredDelivery) -> Iterable[RecipientView]:
         yield RecipientView(address, _STATE_WORDS[RecipientState(letter)], reason)
 
 
-def _attempt_view(stored: StoredAttempt) -> AttemptView:
+def attempt_view(stored: StoredAttempt) -> AttemptView:
+    """Return a recorded attempt as operators see it."""
     fields = msgspec.structs.asdict(stored)
     fields["steps"] = tuple(StepView(**msgspec.structs.asdict(step)) for step in stored.steps)
     return AttemptView(**fields)
