@@ -6,7 +6,8 @@ problem documents. The bearer tokens are checked before anything comes here, see
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID
@@ -234,10 +235,8 @@ class _OperatorApi:
             wanted.since,
             wanted.until,
         )
-        try:
+        with _judging_parameters():
             return await self._queue.page(query, wanted.limit, wanted.cursor)
-        except CommandError as fault:
-            raise _bad_parameter(fault.field, fault.message) from None
 
     async def show_delivery(self, request: Request) -> DeliveryView:
         _parameters(request, NoParameters)
@@ -280,29 +279,23 @@ class _OperatorApi:
 
     async def list_malformed(self, request: Request) -> MalformedPage:
         wanted = _parameters(request, MalformedParameters)
-        try:
+        with _judging_parameters():
             return await self._malformed.page(
                 wanted.limit, wanted.cursor, code=wanted.code, source=wanted.source
             )
-        except CommandError as fault:
-            raise _bad_parameter(fault.field, fault.message) from None
 
     async def list_suppressions(self, request: Request) -> SuppressionPage:
         wanted = _parameters(request, SuppressionParameters)
-        try:
+        with _judging_parameters():
             return await self._suppressions.page(
                 wanted.limit, wanted.cursor, recipient=wanted.recipient, reason=wanted.reason
             )
-        except CommandError as fault:
-            raise _bad_parameter(fault.field, fault.message) from None
 
     async def remove_suppression(self, request: Request) -> Suppression:
         by = _parameters(request, RemovalParameters)
-        try:
+        with _judging_parameters():
             check_line(by.actor, "actor")
             check_line(by.note, "note")
-        except CommandError as fault:
-            raise _bad_parameter(fault.field, fault.message) from None
         suppression_id = _id(request, "suppression_id")
         removed = (
             await self._suppressions.remove(suppression_id, actor=by.actor, note=by.note)
@@ -365,6 +358,15 @@ def _parameters(request: Request, kind: type[P]) -> P:
     except msgspec.ValidationError as fault:
         wrong = field_error(fault)
         raise ProblemError(problem_of(wrong, status=400)) from None
+
+
+@contextmanager
+def _judging_parameters() -> Iterator[None]:
+    """Let what the body finds wrong with a value be the fault of the query parameter of that name."""
+    try:
+        yield
+    except CommandError as fault:
+        raise _bad_parameter(fault.field, fault.message) from None
 
 
 def _bad_parameter(name: str, why: str) -> ProblemError:
