@@ -22,7 +22,7 @@ demo: $(BIN)/.ready ## The same, ending after the examples
 	@$(BIN)/mailkeep dev --examples --once
 
 test: $(BIN)/.ready ## Run the tests
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 check: $(BIN)/.ready ## Run what CI runs: format, lint, layers, types, tests
 	$(BIN)/ruff format --check

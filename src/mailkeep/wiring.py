@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import msgspec
 import structlog
-from redis.exceptions import RedisError
 
 from mailkeep.contracts.openapi import openapi_json
 from mailkeep.core.command import CommandRules
@@ -30,10 +29,8 @@ from mailkeep.intake.accept import Accept, AcceptPolicy
 from mailkeep.intake.commands import CommandIntake
 from mailkeep.intake.http import InternalHttpApp
 from mailkeep.intake.listener import InternalHttpListener
-from mailkeep.intake.redis_client import redis_connector
 from mailkeep.intake.signing import Signer
 from mailkeep.intake.sql import EnqueuedConsumer
-from mailkeep.intake.stream import CommandConsumer
 from mailkeep.operator.api import operator_api
 from mailkeep.settings import Endpoint, HopSettings, Settings, SmtpMode
 from mailkeep.smtp.next_hop import AuthMechanism, HopAddress, NextHop, Timers, TlsMode
@@ -73,7 +70,6 @@ class Service:
         self._log = structlog.get_logger("service")
         self._running: list[asyncio.Task[None]] = []
         self._intakes: list[asyncio.Task[None]] = []
-        self._redis = redis_connector(settings)
         self._hops = hops = next_hops(settings)
         self.replica = Replica(store, heartbeat_s=settings.replica_heartbeat_s, ttl_s=settings.replica_ttl_s)
         right_of_way = RightOfWay()
@@ -162,10 +158,16 @@ class Service:
         self._spawn(takeover.run(), "takeover worker")
         self._spawn(RetentionWorker(retention, settings.cleanup_interval_s).run(), "retention worker")
         self._intakes.append(asyncio.create_task(enqueued.run(), name="enqueued consumer"))
-        if self._redis is not None:
-            consumer = CommandConsumer(self._redis, commands, str(self.replica.id))
-            self._intakes.append(asyncio.create_task(consumer.run(), name="command consumer"))
+        if settings.has_redis:
+            self._consume_stream(commands)
         await self._listen(listening)
+
+    def _consume_stream(self, commands: CommandIntake) -> None:
+        from mailkeep.intake.redis_client import redis_connector  # noqa: PLC0415 - as in `ping_redis`
+        from mailkeep.intake.stream import CommandConsumer  # noqa: PLC0415 - likewise
+
+        consumer = CommandConsumer(redis_connector(self._settings), commands, str(self.replica.id))
+        self._intakes.append(asyncio.create_task(consumer.run(), name="command consumer"))
 
     async def _warn_of_orphans(self) -> None:
         """Say which next hops mail waits for that this configuration does not have: nobody would claim it, in silence."""
@@ -253,11 +255,14 @@ async def _settle(tasks: list[asyncio.Task[None]], timeout_s: float) -> None:
 
 async def ping_redis(settings: Settings) -> None:
     """Ping the configured Redis, if any. Raises `StartError`."""
-    connect = redis_connector(settings)
-    if connect is None:
+    if not settings.has_redis:
         return
+    from redis.exceptions import RedisError  # noqa: PLC0415 - takes a third of a start; only those who use Redis load it
+
+    from mailkeep.intake.redis_client import redis_connector  # noqa: PLC0415 - likewise
+
     try:
-        async with connect() as client:
+        async with redis_connector(settings)() as client:
             await client.ping()
     except (RedisError, OSError) as fault:
         where = settings.redis_master_addr or "the sentinels"

@@ -103,5 +103,6 @@ async def test_the_inbox_of_sql_is_taken_when_it_is_back(serve, postgres, dsn, l
     await asyncio.to_thread(postgres.start)
     await query(dsn, enqueue, text)
     await counted(dsn, 2)
+    await until(lambda: said(log_lines, "enqueued commands are taken again"), "its end is told")
     assert len(said(log_lines, "enqueued commands wait for PostgreSQL")) == 1
     assert len(said(log_lines, "enqueued commands are taken again")) == 1

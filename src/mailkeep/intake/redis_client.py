@@ -37,8 +37,8 @@ Connect = Callable[[], AbstractAsyncContextManager[Redis]]
 """Makes a client with connections of its own, closed when it is left."""
 
 
-def redis_connector(settings: Settings) -> Connect | None:
-    """Return what makes a client for the configured Redis, or None if none is configured."""
+def redis_connector(settings: Settings) -> Connect:
+    """Return what makes a client for the configured Redis; `settings.has_redis` says whether there is one."""
     options: dict[str, Any] = {
         "username": settings.redis_username,
         "password": settings.redis_password.reveal() if settings.redis_password else None,
@@ -51,8 +51,7 @@ def redis_connector(settings: Settings) -> Connect | None:
     if settings.redis_sentinel_addrs:
         return lambda: _by_sentinels(settings, options)
     address = settings.redis_master_addr
-    if address is None:
-        return None
+    assert address is not None
     if address.is_socket:
         return lambda: BoundedRedis(unix_socket_path=address.host, **options)
     return lambda: BoundedRedis(host=address.host, port=address.port, **options)

@@ -420,6 +420,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return settings
 
     @property
+    def has_redis(self) -> bool:
+        """Whether commands come by a Redis Stream."""
+        return self.redis_master_addr is not None or bool(self.redis_sentinel_addrs)
+
+    @property
     def limits(self) -> Limits:
         """The bounds on one command."""
         return Limits(**{name: getattr(self, f"limit_{name}") for name in Limits.__struct_fields__})
@@ -562,11 +567,7 @@ _RULES: Final = (
     ),
     _Rule(
         ("MAIL_REDIS_MASTER_ADDR", "MAIL_REDIS_USERNAME", "MAIL_REDIS_PASSWORD", "MAIL_REDIS_TLS"),
-        lambda s: (
-            s.redis_master_addr is None
-            and not s.redis_sentinel_addrs
-            and bool(s.redis_username or s.redis_password or s.redis_tls)
-        ),
+        lambda s: not s.has_redis and bool(s.redis_username or s.redis_password or s.redis_tls),
         "is unset although other MAIL_REDIS_* settings are given",
     ),
     _Rule(
