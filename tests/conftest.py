@@ -24,6 +24,7 @@ TEMPLATE = "migrated"
 MIN_FREE_BYTES = 4 * 1024**3
 
 
+@pytest.hookimpl(optionalhook=True)  # also without xdist
 def pytest_xdist_auto_num_workers(config):
     """Return how many workers `-n auto` means: tests wait for other processes and timers half of their time."""
     return 2 * (os.cpu_count() or 1)
