@@ -13,7 +13,7 @@ import pytest
 from queue_kit import ANY, accepted, ending, finished, replica, row, rows, status
 
 from mailkeep.core.outcome import Scope, Severity
-from mailkeep.store.migrate import MigrationError, migrate, migrations, schema_version
+from mailkeep.store.migrate import LOCK_KEY, MigrationError, migrate, migrations, schema_version
 from mailkeep.store.postgres import PARTITION_DAYS_AHEAD, PARTITION_DAYS_BEHIND, Store
 
 BEFORE_4 = """
@@ -99,6 +99,13 @@ async def test_ten_stores_open_at_once(empty_dsn):
 async def test_a_migrated_schema_is_left_alone(dsn):
     """Migrating what is up to date applies nothing."""
     assert await _applied(dsn) == []
+
+
+async def test_a_start_waits_for_no_lock_where_nothing_is_missing(dsn):
+    """A replica that stands still while it holds the lock of migrations holds up no other's start."""
+    async with connected(dsn) as frozen, frozen.transaction():
+        await frozen.execute("SELECT pg_advisory_xact_lock($1)", LOCK_KEY)
+        assert await asyncio.wait_for(_applied(dsn), 10) == []
 
 
 async def test_no_schema_has_no_version(empty_dsn):

@@ -1,7 +1,8 @@
 """Forward migrations: `migrations/NNNN_name.sql`, applied in order, in one transaction, under an advisory lock.
 
 Ten processes may start at once: one applies, the others wait for its commit and find nothing left to do. A process
-killed half-way leaves nothing behind. A file that changed after it was applied stops the start.
+killed half-way leaves nothing behind, and one that stands still there is cut off by PostgreSQL. Where nothing is missing
+nobody waits for anybody. A file that changed after it was applied stops the start.
 """
 
 import hashlib
@@ -18,6 +19,8 @@ Connection: TypeAlias = (
 )
 
 LOCK_KEY: Final = 0x6D61696C  # "mail"
+STANDSTILL_S: Final = 10
+"""A migrator that says nothing for so long is given up by PostgreSQL, before those that wait for its lock give up (30 s)."""
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -51,31 +54,37 @@ def migrations() -> tuple[Migration, ...]:
 
 async def migrate(connection: Connection) -> list[Migration]:
     """Apply what is missing and return it. Raises `MigrationError`; PostgreSQL's own errors pass through."""
+    if await connection.fetchval("SELECT to_regclass('mail.schema_migrations')") and not await _missing(
+        connection
+    ):
+        return []  # without the lock: whoever stands still with it in its hands must not hold up other starts
     async with connection.transaction():
+        await connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{STANDSTILL_S}s'")
         await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK_KEY)
         await _ensure_schema(connection)
-        applied = {
-            row["version"]: row["checksum"]
-            for row in await connection.fetch("SELECT version, checksum FROM mail.schema_migrations")
-        }
-        missing = []
-        for migration in migrations():
-            if migration.version not in applied:
-                missing.append(migration)
-                await connection.execute(migration.sql)
-                reach(FaultPoint.MIGRATION)
-                await connection.execute(
-                    "INSERT INTO mail.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
-                    migration.version,
-                    migration.name,
-                    migration.checksum,
-                )
-            elif applied[migration.version] != migration.checksum:
-                raise MigrationError(
-                    f"migration {migration.version:04d}_{migration.name} differs from the one this database has; "
-                    "a released migration must never change: use the build that made this database, or a newer one"
-                )
+        missing = await _missing(connection)
+        for migration in missing:
+            await connection.execute(migration.sql)
+            reach(FaultPoint.MIGRATION)
+            await connection.execute(
+                "INSERT INTO mail.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
+                migration.version,
+                migration.name,
+                migration.checksum,
+            )
         return missing
+
+
+async def _missing(connection: Connection) -> list[Migration]:
+    rows = await connection.fetch("SELECT version, checksum FROM mail.schema_migrations")
+    applied = {row["version"]: row["checksum"] for row in rows}
+    for migration in migrations():
+        if applied.get(migration.version, migration.checksum) != migration.checksum:
+            raise MigrationError(
+                f"migration {migration.version:04d}_{migration.name} differs from the one this database has; "
+                "a released migration must never change: use the build that made this database, or a newer one"
+            )
+    return [migration for migration in migrations() if migration.version not in applied]
 
 
 async def schema_version(connection: Connection) -> int | None:
