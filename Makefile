@@ -5,12 +5,12 @@ BIN := .venv/bin
 EXTRAS := server,embedded,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check format docs bench constraints clean
+.PHONY: help setup run demo test check crash-matrix format docs bench constraints clean
 
 help: ## Show this
 	@echo "Mailkeep: durable outbound mail. Begin with: make demo"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(BIN)/.ready ## Install everything into .venv (the others do it when needed)
 	@echo "Ready: $(BIN)/mailkeep --help"
@@ -30,6 +30,9 @@ check: $(BIN)/.ready ## Run what CI runs: format, lint, layers, types, tests
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(MAKE) test
+
+crash-matrix: $(BIN)/.ready ## Break every step of a mail in four ways, and write docs/reference/crash-matrix.md
+	$(BIN)/python tests/acceptance/crash_matrix.py --out docs/reference/crash-matrix.md
 
 format: $(BIN)/.ready ## Format the code and mend what the linter can
 	$(BIN)/ruff format
