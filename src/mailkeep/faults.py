@@ -1,7 +1,8 @@
 """Named points at which tests kill the process; unarmed they cost one comparison.
 
 `MAIL_FAULT_POINT=accept_after_commit:3` kills the process with SIGKILL the third time it reaches that point. Refused in
-production by `arm`. The crash matrix in the docs has a row for each.
+production by `arm`. What can be seen from outside (a statement, a reply) is broken there instead, by the crash matrix; these are for
+moments within the process, and for crashes under load.
 """
 
 import os
@@ -25,9 +26,6 @@ class FaultPoint(StrEnum):
     OUTCOME_KNOWN = "outcome_known"
     FINISH_BEFORE_COMMIT = "finish_before_commit"
     FINISH_AFTER_COMMIT = "finish_after_commit"
-    STREAM_BEFORE_ACK = "stream_before_ack"
-    ENQUEUED_BEFORE_DROP = "enqueued_before_drop"
-    MIGRATION = "migration"
 
 
 class _Armed:

@@ -20,7 +20,6 @@ import msgspec
 import structlog
 
 from mailkeep.core.malformed import Intake, Malformed, raw_fields
-from mailkeep.faults import FaultPoint, reach
 from mailkeep.intake.accept import Accepted
 from mailkeep.intake.commands import MAX_AGE_S, CommandIntake, RawCommand
 from mailkeep.intake.stream_entry import entry_of_json, repaired
@@ -84,7 +83,6 @@ class EnqueuedConsumer:
             return
         answers = await self._intake.take([_command(row) for row in rows])
         await self._note_replays(rows, answers)
-        reach(FaultPoint.ENQUEUED_BEFORE_DROP)
         await self._store.fetch("drop_enqueued", [row["id"] for row in rows])
 
     async def _note_replays(

@@ -22,7 +22,6 @@ from redis.asyncio import Redis
 
 from mailkeep.core.command import CommandError, FailureCode
 from mailkeep.core.malformed import Intake
-from mailkeep.faults import FaultPoint, reach
 from mailkeep.intake.commands import CommandIntake, RawCommand
 from mailkeep.intake.redis_client import Connect
 from mailkeep.store.errors import StoreUnavailableError
@@ -139,7 +138,6 @@ class CommandConsumer:
                     )
                 await _pause(wait_s)
                 wait_s = min(wait_s * 2, RETRY_LAST_S)
-        reach(FaultPoint.STREAM_BEFORE_ACK)
         await client.xack(STREAM, GROUP, *[entry.id for entry in entries])
         if wait_s > RETRY_FIRST_S:
             self._log.info("stream commands are taken again")

@@ -12,8 +12,6 @@ from typing import Final, TypeAlias
 import asyncpg
 import msgspec
 
-from mailkeep.faults import FaultPoint, reach
-
 Connection: TypeAlias = (
     "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 )
@@ -65,7 +63,6 @@ async def migrate(connection: Connection) -> list[Migration]:
         missing = await _missing(connection)
         for migration in missing:
             await connection.execute(migration.sql)
-            reach(FaultPoint.MIGRATION)
             await connection.execute(
                 "INSERT INTO mail.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
                 migration.version,
