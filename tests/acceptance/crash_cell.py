@@ -317,7 +317,7 @@ class Cell:
         self.survivor: Replica | None = None
         self._stack = ExitStack()
         self._is_over = threading.Event()
-        self._dots_at_hit = 0
+        self._is_after_dot = False
         self._producers: list[threading.Thread] = []
 
     def walk(self) -> Found:
@@ -377,8 +377,8 @@ class Cell:
             "MAIL_SMTP_MODE": "smtp",
             "MAIL_SMTP_ADDR": door,
             "MAIL_SMTP_FROM_EMAIL": SENDER,
-            "MAIL_SMTP_TIMEOUT": "3s",
-            "MAIL_SMTP_DATA_TIMEOUT": "3s",
+            "MAIL_SMTP_TIMEOUT": "5s",
+            "MAIL_SMTP_DATA_TIMEOUT": "6s",
             "MAIL_SHUTDOWN_TIMEOUT": "10s",
             "MAIL_LOG_FORMAT": "json",
             "MAIL_GUARANTEE_TRANSACTIONAL": self.guarantee,
@@ -433,17 +433,19 @@ class Cell:
                 self.victim.kill9()
             case Fault.FREEZE:
                 self.victim.signal(signal.SIGSTOP)
-        self._dots_at_hit = self.hop.dot_count
+        # Of a message that is not read the network may hold all, its dot included.
+        self._is_after_dot = bool(self.hop.dot_count) or (
+            self.point is not None and self.point.name == "message"
+        )
         if self.fault in (Fault.KILL, Fault.CUT):
             self.victim.gate.let_go(cut=True)
-        if (
-            self.fault is Fault.FREEZE
-            and self.point
-            and (self.point.place, self.point.step) == ("postgres", Step.INSIDE)
-        ):
-            self.victim.gate.let_go(cut=False)  # what a frozen replica asked for goes on without it
         if self.fault in (Fault.KILL, Fault.FREEZE):
             self._start_survivor()
+        if self.point is not None and self.point.place == "http":
+            # Here the producer itself is held, and without it nothing goes on: it waits as long as it has patience.
+            if self.fault is Fault.STALL:
+                time.sleep(HELD_AT_LEAST_S)
+            self.victim.gate.let_go(cut=self.fault is not Fault.STALL)
 
     def _start_survivor(self) -> None:
         self.survivor = self.replica("survivor")
@@ -531,14 +533,14 @@ class Cell:
         ledger = self.database.ledger(self.submissions, self.hop.copies, ends)
         copies = max((n for counts in copies_of(ledger).values() for n in counts.values()), default=0)
         wrong = [*self.wrong, *map(str, broken_rules(ledger)), *self.way.check(self)]
-        if copies > 1 and (not self._dots_at_hit or self.guarantee == "at_most_once"):
+        if copies > 1 and (not self._is_after_dot or self.guarantee == "at_most_once"):
             wrong.append(f"copied: {copies} copies where no second one may be")
         return msgspec.structs.replace(
             found,
             accepted=sum(bool(submission.ids) for submission in self.submissions),
             lost=sum(bool(submission.ids - ledger.deliveries.keys()) for submission in self.submissions),
             copies=copies,
-            is_after_dot=bool(self._dots_at_hit),
+            is_after_dot=self._is_after_dot,
             ended=", ".join(sorted({delivery.status for delivery in self._walked(ledger)})),
             attempts=tuple(
                 f"{attempt.status} ({attempt.certainty})"

@@ -16,14 +16,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 import msgspec
 from crash_cell import HELD_AT_LEAST_S, TTL_S, Cell, Fault, Found, Ground, Way
 from crash_ways import WAYS
-from fault_gate import Point
+from fault_gate import Point, Step
 
 BESIDE: Final = 8
 """Cells that run beside each other: most of their time they wait."""
+DRY_BESIDE: Final = 9
 FULL_IN_QUICK: Final = "by HTTP"
 ORDINALS: Final = {2: "second", 3: "third"}
 
@@ -45,13 +47,13 @@ class Matrix:
 
     def __init__(self, ground: Ground, beside: int = BESIDE) -> None:
         self._ground, self._beside = ground, beside
-        self._number = 0
+        self._number, self._name = 0, uuid4().hex[:4]
         self._lock = threading.Lock()
 
     def plans(self, ways: Sequence[Way] = WAYS) -> list[Plan]:
         """Walk each way once without a fault and return the cells that follow from it."""
         walks = [(way, guarantee) for way in ways for guarantee in way.guarantees]
-        with ThreadPoolExecutor(self._beside) as threads:
+        with ThreadPoolExecutor(DRY_BESIDE) as threads:
             cells = list(threads.map(lambda walk: self._dry(*walk), walks))
         met: dict[str, set[tuple[str, str]]] = {name: set() for walk in walks for name in [walk[1]]}
         plans: list[Plan] = []
@@ -85,7 +87,7 @@ class Matrix:
     def _folder(self) -> Path:
         with self._lock:
             self._number += 1
-            return self._ground.folder / f"cell{self._number}"
+            return self._ground.folder / f"{self._name}{self._number}"
 
 
 def _often(way: Way, point: Point, before: set[tuple[str, str]]) -> int:
@@ -93,8 +95,14 @@ def _often(way: Way, point: Point, before: set[tuple[str, str]]) -> int:
 
 
 def _faults(point: Point) -> Sequence[Fault]:
-    # The answer is with the producer already: there is nothing left to cut or to stall.
-    return (Fault.KILL, Fault.FREEZE) if (point.place, point.name) == ("http", "answer") else tuple(Fault)
+    if (point.place, point.name) == ("http", "answer"):
+        return (
+            Fault.KILL,
+            Fault.FREEZE,
+        )  # it is with the producer already: there is nothing left to cut or to stall
+    if (point.place, point.step) == ("postgres", Step.INSIDE):
+        return (Fault.KILL, Fault.CUT)  # what goes on, goes on to the commit: that is the step after
+    return tuple(Fault)
 
 
 def quick(plans: Sequence[Plan]) -> list[Plan]:
@@ -132,7 +140,7 @@ SMTP's steps, so that a new statement makes new rows. What the words mean:
 - The producer repeats under the same key what was not answered. After the fault, and after what was held is let go, one more mail must
   go through, by the same replica where it lives.
 - A cell shows how many copies the recipient got. `2` comes with the attempt that explains it, and stands only where the final dot
-  had left and its outcome was not yet committed; under `at_most_once` the delivery is `held` there instead. **Wrong** cells say so.
+  had left and its outcome was not yet committed; under `at_most_once` the delivery is `held` there instead. Wrong cells say so. The network may hold all of a `message` that the next hop does not read, its dot included.
 
 In every cell: nothing that was accepted is lost, one key is one delivery, all copies are equal to the last byte with one Message-ID,
 each delivery ended once and by legal moves only, attempts and dead letters match, and the accounts add up.
@@ -214,6 +222,8 @@ def main() -> int:
         print(f"{len(plans)} cells; logs of wrong ones in {folder}", flush=True)
         for plan, found in matrix.walk(plans):
             founds[plan] = found
+            with (folder / "found.jsonl").open("ab") as lines:
+                lines.write(msgspec.json.encode(found) + b"\n")
             print(
                 f"{len(founds)}/{len(plans)} {found.took_s:5.1f} s  {plan}: {found.copies} {found.ended}",
                 flush=True,

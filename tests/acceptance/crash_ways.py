@@ -20,7 +20,7 @@ from mailkeep.core.delivery import DeliveryStatus
 from mailkeep.core.ids import new_id
 from mailkeep.intake.stream import STREAM
 
-LARGE: Final = "A line of a body that no buffer of the kernel swallows whole.\n" * 12_000
+LARGE: Final = "A line of a body that leaves in several blocks.\n" * 4_000
 SOON_S: Final = 2.0
 DAYS_LATER: Final = 40
 DAY_MS: Final = 86_400_000

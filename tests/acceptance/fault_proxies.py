@@ -38,7 +38,7 @@ def statement_name(text: str) -> str:
 def reset(writer: asyncio.StreamWriter) -> None:
     """Drop a connection as a machine does that is gone: with RST, and nothing more is read or written."""
     connection = writer.get_extra_info("socket")
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):  # none is left where TLS has closed it
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 

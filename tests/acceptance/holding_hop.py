@@ -16,9 +16,11 @@ from fault_gate import CutError, Gate, Step
 from fault_proxies import reset
 from ledger import Copy
 
-LINE_BYTES: Final = 64 * 1024
+BLOCK_BYTES: Final = 64 * 1024
 ALL: Final = 1 << 30
 _MESSAGE_ID: Final = re.compile(rb"^Message-ID: *(<[^>]*>)", re.IGNORECASE | re.MULTILINE)
+_END: Final = b"\r\n.\r\n"
+_STUFFED: Final = re.compile(rb"^\.", re.MULTILINE)
 _BARE: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 
 
@@ -48,7 +50,7 @@ class HoldingHop:
             reset(writer)
             self._running.discard(running)
 
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=LINE_BYTES)
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=BLOCK_BYTES)
         self._servers.append(server)
         port: int = server.sockets[0].getsockname()[1]
         return port
@@ -139,18 +141,18 @@ class _Dialog:
     async def _data(self) -> None:
         await self._heard("DATA")
         self._say("354 Go ahead")
-        first = await self._reader.readline()
+        message = await self._reader.readline()
         number = self._gate.enter("smtp", "message")
         await self._step("message", number, Step.BEFORE)
-        lines = [first]
-        while lines[-1] != b".\r\n":
-            lines.append(await self._reader.readline())
-            if not lines[-1]:
+        while not message.endswith(_END):
+            block = await self._reader.read(BLOCK_BYTES)
+            if not block:
                 raise EOFError
+            message += block
         self._hop.dot_count += 1
         number = self._gate.enter("smtp", "final dot")
         await self._step("final dot", number, Step.BEFORE)
-        self._store(b"".join(line.removeprefix(b".") for line in lines[:-1]))
+        self._store(_STUFFED.sub(b"", message.removesuffix(b".\r\n")))
         await self._step("final dot", number, Step.INSIDE)
         self._say("250 2.0.0 Taken")
         await self._writer.drain()
