@@ -50,7 +50,7 @@ MAX_CONNECTIONS: Final = 400
 TTL_S: Final = 2.0
 HELD_AT_LEAST_S: Final = TTL_S + 1.5
 """How long a stall or a freeze lasts at least: others have long taken over."""
-REACHED_WITHIN_S: Final = 40.0
+REACHED_WITHIN_S: Final = PATIENCE_S
 ANSWER_WITHIN_S: Final = 5.0
 """The producer's patience with one request, after which it repeats it."""
 LOGIN: Final = {"MAIL_SMTP_USERNAME": "mailkeep", "MAIL_SMTP_PASSWORD": "a password"}
@@ -531,7 +531,8 @@ class Cell:
         if self._mark_was_set():
             ends |= {DeliveryStatus.HELD}
         ledger = self.database.ledger(self.submissions, self.hop.copies, ends)
-        copies = max((n for counts in copies_of(ledger).values() for n in counts.values()), default=0)
+        counts = copies_of(ledger)
+        copies = max((n for one in self._walked(ledger) for n in counts[one.id].values()), default=0)
         wrong = [*self.wrong, *map(str, broken_rules(ledger)), *self.way.check(self)]
         if copies > 1 and (not self._is_after_dot or self.guarantee == "at_most_once"):
             wrong.append(f"copied: {copies} copies where no second one may be")

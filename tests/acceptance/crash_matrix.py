@@ -156,7 +156,19 @@ def page(founds: Sequence[Found]) -> str:
         for guarantee in way.guarantees
         if (own := [found for found in founds if (found.way, found.guarantee) == (way.name, guarantee)])
     ]
-    return _HEAD.format(held=HELD_AT_LEAST_S, ttl=TTL_S) + summary(founds) + "\n\n" + "\n".join(tables)
+    parts = [_HEAD.format(held=HELD_AT_LEAST_S, ttl=TTL_S) + summary(founds), *_left_out(founds), *tables]
+    return "\n\n".join(parts) + "\n"
+
+
+def _left_out(founds: Sequence[Found]) -> list[str]:
+    walked = {found.way for found in founds}
+    missing = [way.name for way in WAYS if way.name not in walked]
+    blank = sum(
+        len(_faults(point)) for _, _, point in {(found.way, found.guarantee, found.point) for found in founds}
+    )
+    said = [f"not walked at all: {', '.join(missing)}"] if missing else []
+    said += [f"{blank - len(founds)} blank cells not walked"] if blank > len(founds) else []
+    return [f"**This run was cut short: {'; '.join(said)}.**"] if said else []
 
 
 def summary(founds: Sequence[Found]) -> str:
@@ -189,7 +201,7 @@ def _table(way: Way, guarantee: str, founds: Sequence[Found]) -> str:
     for point, cells in rows.items():
         shown = [_cell(way, cells[fault]) if fault in cells else "" for fault in Fault]
         lines.append(f"| {point.place} `{point.name}`{_number(point)} {point.step} | {' | '.join(shown)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _number(point: Point) -> str:
