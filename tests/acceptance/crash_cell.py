@@ -383,6 +383,9 @@ class Cell:
             "MAIL_LOG_FORMAT": "json",
             "MAIL_GUARANTEE_TRANSACTIONAL": self.guarantee,
         }
+        if self.fault is Fault.FREEZE:
+            # No timer of the dialog may ring when it awakes: the fence alone must hold it back.
+            environ |= {"MAIL_SMTP_TIMEOUT": "10m", "MAIL_SMTP_DATA_TIMEOUT": "10m"}
         if self.way.with_tls:
             environ |= {
                 "MAIL_SMTP_TLS": "starttls",

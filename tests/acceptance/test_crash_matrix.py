@@ -32,6 +32,7 @@ def ground():
         yield made
 
 
+@pytest.mark.timeout(900)
 def test_a_subset_of_the_matrix(ground):
     """Whatever of the service breaks, and where: nothing is lost, nothing doubled but where SMTP leaves it open."""
     matrix = Matrix(ground)
