@@ -19,7 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -29,9 +28,11 @@ from uuid import uuid4
 
 import asyncpg
 import psutil
-from ledger import SENT, Answer, Attempt, Copy, Delivery, Ledger, Submission, check_ledger
 
 from mailkeep.core.delivery import DeliveryStatus
+from mailkeep.drill.ledger import SENT, Copy, Ledger, Submission, check_ledger
+from mailkeep.drill.producer import API, DELIVERIES, mail, post
+from mailkeep.drill.witness import read_ledger, watch
 from mailkeep.sinkhole.capture import Capture, Captured, read_capture_file
 from mailkeep.sinkhole.mode_source import write_mode_file
 from mailkeep.sinkhole.report import Exchange
@@ -39,9 +40,6 @@ from mailkeep.sinkhole.script import Mode, parse_mode
 from mailkeep.sinkhole.server import Sinkhole
 from mailkeep.store.embedded import EmbeddedError, EmbeddedPostgres, start_postgres
 
-API: Final = "/api/v1/internal"
-DELIVERIES: Final = f"{API}/deliveries"
-LOGIN_CODES: Final = f"{API}/login-code-deliveries"
 SMOKE: Final = f"{DELIVERIES}/00000000-0000-0000-0000-000000000000"
 
 PATIENCE_S: Final = 90.0
@@ -76,22 +74,6 @@ def free_port() -> int:
 
 
 # -- PostgreSQL ----------------------------------------------------------------------------------------------------
-
-_WITNESS: Final = """
-CREATE SCHEMA witness;
-CREATE TABLE witness.moves (
-    number bigserial PRIMARY KEY, delivery_id uuid NOT NULL, before text, after text NOT NULL,
-    commit xid8 NOT NULL DEFAULT pg_current_xact_id(), by name NOT NULL DEFAULT session_user
-);
-CREATE FUNCTION witness.note() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    INSERT INTO witness.moves (delivery_id, before, after)
-    VALUES (NEW.id, CASE WHEN TG_OP = 'UPDATE' THEN OLD.status END, NEW.status);
-    RETURN NULL;
-END $$;
-CREATE TRIGGER witness AFTER INSERT OR UPDATE ON mail.deliveries FOR EACH ROW EXECUTE FUNCTION witness.note();
-"""
-"""Notes every change of a delivery, in the transaction that makes it: polling would miss what is undone in between."""
 
 
 def own_environment(**environ: str) -> dict[str, str]:
@@ -190,7 +172,7 @@ class Database:
         async def run() -> None:
             connection = await asyncpg.connect(self.dsn)
             try:
-                await connection.execute(_WITNESS)
+                await watch(connection)
             finally:
                 await connection.close()
 
@@ -232,41 +214,15 @@ class Database:
         ends: frozenset[DeliveryStatus] = SENT,
     ) -> Ledger:
         """Gather the three records."""
-        attempts: defaultdict[str, list[Attempt]] = defaultdict(list)
-        for row in self.fetch(
-            "SELECT delivery_id::text AS id, number, status, certainty FROM mail.attempts ORDER BY number"
-        ):
-            attempts[row["id"]].append(Attempt(row["number"], row["status"], row["certainty"]))
-        history: defaultdict[str, list[str]] = defaultdict(list)
-        for row in self.fetch(
-            "SELECT delivery_id::text AS id, after FROM witness.moves"
-            " WHERE before IS DISTINCT FROM after ORDER BY number"
-        ):
-            history[row["id"]].append(row["after"])
-        deliveries = self.fetch(
-            "SELECT id::text, status, recipient_states, attempts, guarantee, sensitive FROM mail.deliveries"
-        )
-        return Ledger(
-            submissions=tuple(submissions),
-            deliveries={
-                row["id"]: Delivery(
-                    row["id"],
-                    row["status"],
-                    row["recipient_states"],
-                    row["attempts"],
-                    tuple(attempts[row["id"]]),
-                    tuple(history[row["id"]]),
-                    row["guarantee"],
-                    row["sensitive"],
-                )
-                for row in deliveries
-            },
-            keys=dict(self._pairs("SELECT key, delivery_id::text FROM mail.idempotency_keys")),
-            payloads=frozenset(self._ids("SELECT delivery_id::text FROM mail.payloads")),
-            dead_letters=frozenset(self._ids("SELECT delivery_id::text FROM mail.dead_letters")),
-            copies=tuple(copies),
-            ends=ends,
-        )
+
+        async def run() -> Ledger:
+            connection = await asyncpg.connect(self.dsn, timeout=PATIENCE_S)
+            try:
+                return await read_ledger(connection, submissions, copies, ends)
+            finally:
+                await connection.close()
+
+        return asyncio.run(run())
 
     def check(
         self,
@@ -278,12 +234,6 @@ class Database:
         found = self.ledger(submissions, copies, ends)
         check_ledger(found)
         return found
-
-    def _pairs(self, statement: str) -> list[tuple[str, str]]:
-        return [(row[0], row[1]) for row in self.fetch(statement)]
-
-    def _ids(self, statement: str) -> list[str]:
-        return [row[0] for row in self.fetch(statement)]
 
 
 def migrate(database: Database) -> None:
@@ -624,51 +574,9 @@ def mails(count: int, *, scripts: Sequence[str] = (), domain: str = "sinkhole.te
     codes.
     """
     return [
-        _mail(number, scripts[number % len(scripts)] if scripts else "", domain) for number in range(count)
+        mail(number, script=scripts[number % len(scripts)] if scripts else "", domain=domain)
+        for number in range(count)
     ]
-
-
-def _mail(number: int, script: str, domain: str) -> Submission:
-    tag = uuid4().hex[:10]
-    match number % 4:
-        case 0:
-            return login_code(f"code-{tag}@{domain}")
-        case 1:
-            return rendered([f"{script}{tag}@{domain}"])
-        case 2:
-            to = [f"{script}to-{tag}@{domain}", f"too-{tag}@{domain}"]
-            return rendered(to, cc=[f"cc-{tag}@{domain}"], bcc=[f"bcc-{tag}@{domain}"])
-        case _:
-            return template([f"{script}order-{tag}@{domain}"])
-
-
-def rendered(
-    to: Sequence[str], *, cc: Sequence[str] = (), bcc: Sequence[str] = (), **fields: Any
-) -> Submission:
-    """Return a mail that comes rendered, with a dot at the start of a line and letters beyond ASCII in it."""
-    payload = {"to": to, "cc": cc, "bcc": bcc, "subject": "Hello", "text": "Grüße.\n.\n..dots\n"}
-    body = {"payload_mode": "rendered", "payload": payload, **fields}
-    return Submission(uuid4().hex, DELIVERIES, body, (*to, *cc, *bcc))
-
-
-def template(to: Sequence[str]) -> Submission:
-    """Return a mail that the catalog renders."""
-    variables = {
-        "order_number": "A-10042",
-        "ordered_at": "2026-03-14T15:09:26+01:00",
-        "items": [{"name": "Coffee beans, 1 kg", "quantity": 2, "amount": 37.80}],
-        "currency": "EUR",
-        "total": 37.80,
-    }
-    payload = {"to": to, "template_id": "order-confirmation", "locale": "en", "variables": variables}
-    body = {"source": "notification", "payload_mode": "template", "payload": payload}
-    return Submission(uuid4().hex, DELIVERIES, body, tuple(to))
-
-
-def login_code(email: str, **fields: Any) -> Submission:
-    """Return a login code."""
-    body = {"email": email, "code": "493817", "locale": "en", **fields}
-    return Submission(uuid4().hex, LOGIN_CODES, body, (email,))
 
 
 class Load:
@@ -704,25 +612,8 @@ class Load:
         with suppress(queue.Empty):
             while True:
                 submission = self._waiting.get_nowait()
-                submission.answers.append(_post(connection, submission))
+                submission.answers.append(post(connection, submission))
         connection.close()
-
-
-def _post(connection: http.client.HTTPConnection, submission: Submission) -> Answer | None:
-    headers = {"Content-Type": "application/json", "Idempotency-Key": submission.key}
-    try:
-        connection.request("POST", submission.path, json.dumps(submission.body), headers)
-        response = connection.getresponse()
-        content = json.loads(response.read())
-    except (OSError, http.client.HTTPException):
-        connection.close()  # opened again by the next request
-        return None
-    return Answer(
-        response.status,
-        content.get("delivery_id") if response.status < 300 else None,
-        is_replayed=response.getheader("Idempotent-Replayed") == "true",
-        retry_after=response.getheader("Retry-After"),
-    )
 
 
 def submit(service: Service, submissions: Sequence[Submission], connections: int = 8) -> None:

@@ -5,9 +5,9 @@ import signal
 
 import pytest
 from harness import QUICK, rendered, submit_all, until
-from ledger import SENT
 
 from mailkeep.core.delivery import DeliveryStatus
+from mailkeep.drill.ledger import SENT
 
 AT_MOST_ONCE = {"MAIL_GUARANTEE_TRANSACTIONAL": "at_most_once"}
 MOVES = "SELECT count(*) FROM witness.moves WHERE by = 'frozen'"

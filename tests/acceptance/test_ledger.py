@@ -2,9 +2,18 @@
 
 import msgspec
 import pytest
-from ledger import Answer, Attempt, Copy, Delivery, Ledger, Submission, broken_rules, check_ledger
 
 from mailkeep.core.delivery import DeliveryStatus
+from mailkeep.drill.ledger import (
+    Answer,
+    Attempt,
+    Copy,
+    Delivery,
+    Ledger,
+    Submission,
+    broken_rules,
+    check_ledger,
+)
 
 ANN, BOB = "ann@sinkhole.test", "bob@sinkhole.test"
 DELIVERED = Attempt(1, "provider_accepted", "delivered")

@@ -4,9 +4,9 @@ import signal
 
 import pytest
 from harness import QUICK, mails, rendered, submit, submit_all, until
-from ledger import SENT, Attempt, copies_of
 
 from mailkeep.core.delivery import DeliveryStatus
+from mailkeep.drill.ledger import SENT, Attempt, copies_of
 from mailkeep.faults import FaultPoint
 
 HELD = frozenset({DeliveryStatus.HELD})

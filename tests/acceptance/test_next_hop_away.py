@@ -1,9 +1,9 @@
 """The next hop is away: its mail is parked without using up a ladder, and goes on by itself when the hop is back."""
 
 from harness import login_code, mails, submit_all, until
-from ledger import SENT
 
 from mailkeep.core.delivery import DeliveryStatus
+from mailkeep.drill.ledger import SENT
 
 ONE_RUNG = {"MAIL_RETRY_LADDER_AUTH": "100ms", "MAIL_RETRY_LADDER_TRANSACTIONAL": "100ms"}
 """A ladder that an outage would use up at once."""

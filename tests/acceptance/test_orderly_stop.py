@@ -5,7 +5,8 @@ import time
 
 import pytest
 from harness import Load, mails, rendered, submit_all, until
-from ledger import copies_of
+
+from mailkeep.drill.ledger import copies_of
 
 STOP_LINES = (
     "internal http listener stopped",

@@ -4,10 +4,10 @@ import os
 import signal
 
 from harness import QUICK, mails, rendered, submit_all, until
-from ledger import SENT
 
 from mailkeep.core.delivery import DeliveryStatus
 from mailkeep.core.queue import POISON_TAKEOVERS
+from mailkeep.drill.ledger import SENT
 
 DEADLY = "defer-999x+deadly@sinkhole.test"
 

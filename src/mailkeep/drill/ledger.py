@@ -1,8 +1,8 @@
 """The accounting ledger: three records that do not trust each other, and the rules that must hold between them.
 
 What the producer was answered, what the store holds at the end (with every change of a status, noted by a trigger of
-ours), and what the next hop took. `check_ledger` compares them after a full drain and names each rule that is broken.
-Pure: `harness` gathers the records; `test_ledger.py` proves that wrong ledgers are caught.
+ours), and what the next hop took. `broken_rules` compares them after a full drain and names each rule that is broken.
+Pure: `witness` and `producer` gather the records for the chaos drill and for acceptance tests.
 """
 
 from collections import Counter, defaultdict
@@ -104,8 +104,8 @@ class Broken(msgspec.Struct, frozen=True):
 
 def check_ledger(ledger: Ledger) -> None:
     """Raise AssertionError that names every broken rule. Call after a drain: before it, nothing can be judged."""
-    found = broken_rules(ledger)
-    assert not found, f"{len(found)} broken rules\n" + "\n".join(map(str, found[:MAX_SHOWN]))
+    if found := broken_rules(ledger):
+        raise AssertionError(f"{len(found)} broken rules\n" + "\n".join(map(str, found[:MAX_SHOWN])))
 
 
 def broken_rules(ledger: Ledger) -> list[Broken]:
@@ -125,14 +125,14 @@ def copies_of(ledger: Ledger) -> dict[str, Counter[str]]:
 
 
 def _nothing_lost(ledger: Ledger) -> Iterator[Broken]:
-    """Whatever was answered 2xx is stored."""
+    """Find what was answered 2xx and is not stored."""
     for submission in ledger.submissions:
         for delivery_id in submission.ids - ledger.deliveries.keys():
             yield Broken("lost", delivery_id, f"was answered to {submission.key} and is not stored")
 
 
 def _nothing_unasked(ledger: Ledger) -> Iterator[Broken]:
-    """What is stored was submitted, and what arrived was stored, for that recipient."""
+    """Find what is stored and was not submitted, or arrived and was not stored for that recipient."""
     submitted = {submission.key: submission for submission in ledger.submissions}
     for key, delivery_id in ledger.keys.items():
         if key not in submitted:
@@ -166,7 +166,7 @@ def _keys_and_deliveries_agree(ledger: Ledger) -> Iterator[Broken]:
 
 
 def _accounts_add_up(ledger: Ledger) -> Iterator[Broken]:
-    """What was accepted is what ended plus what is still in the queue."""
+    """Compare what was accepted with what ended plus what is still in the queue."""
     counts = Counter(delivery.status for delivery in ledger.deliveries.values())
     total = sum(counts[status] for status in TERMINAL) + sum(counts[status] for status in IN_QUEUE)
     if total != len(ledger.keys):
@@ -174,14 +174,14 @@ def _accounts_add_up(ledger: Ledger) -> Iterator[Broken]:
 
 
 def _ended_as_expected(ledger: Ledger) -> Iterator[Broken]:
-    """Each delivery ended, in one of the expected ways."""
+    """Find deliveries that did not end, or not in one of the expected ways."""
     for delivery in ledger.deliveries.values():
         if delivery.status not in ledger.ends:
             yield Broken("ended", delivery.id, f"is {delivery.status}")
 
 
 def _history_is_legal(ledger: Ledger) -> Iterator[Broken]:
-    """Each status follows the table, and a terminal one is entered once and never left."""
+    """Find a status against the table, and a terminal one that was left or entered twice."""
     for delivery in ledger.deliveries.values():
         steps = tuple(DeliveryStatus(status) for status in delivery.history)
         pairs = pairwise(steps)
@@ -193,7 +193,7 @@ def _history_is_legal(ledger: Ledger) -> Iterator[Broken]:
 
 
 def _attempts_are_counted(ledger: Ledger) -> Iterator[Broken]:
-    """Attempts are numbered 1 to n without a gap, and n is what the delivery says."""
+    """Find attempts that are not numbered 1 to n without a gap, n being what the delivery says."""
     for delivery in ledger.deliveries.values():
         numbers = [attempt.number for attempt in delivery.attempts]
         if numbers != list(range(1, delivery.attempt_count + 1)):
@@ -210,7 +210,7 @@ def _who_was_served_has_it(ledger: Ledger) -> Iterator[Broken]:
 
 
 def _copies_are_explained(ledger: Ledger) -> Iterator[Broken]:
-    """A recipient gets one copy, and one more only for each attempt whose outcome is unknown."""
+    """Find copies beyond one for a recipient and one more for each attempt whose outcome is unknown."""
     counts = copies_of(ledger)
     for delivery in ledger.deliveries.values():
         unknown = sum(attempt.certainty == Certainty.UNKNOWN for attempt in delivery.attempts)
@@ -234,7 +234,7 @@ def _copies_are_equal(ledger: Ledger) -> Iterator[Broken]:
 
 
 def _dead_letters_match(ledger: Ledger) -> Iterator[Broken]:
-    """A dead-letter entry exactly where the status is `dead_letter`."""
+    """Find a status `dead_letter` without its entry, and an entry without the status."""
     dead = {
         delivery.id
         for delivery in ledger.deliveries.values()
