@@ -12,7 +12,17 @@ from typing import Any, Final
 
 import msgspec
 
-from mailkeep.core.delivery import BIRTH, TERMINAL, TRANSITIONS, WAITING, Certainty, DeliveryStatus, Guarantee
+from mailkeep.core.delivery import (
+    BIRTH,
+    TERMINAL,
+    TRANSITIONS,
+    WAITING,
+    AttemptStatus,
+    Certainty,
+    DeliveryStatus,
+    Guarantee,
+)
+from mailkeep.core.queue import POISON_TAKEOVERS
 
 SENT: Final = frozenset({DeliveryStatus.SENT})
 IN_QUEUE: Final = WAITING | {DeliveryStatus.SENDING, DeliveryStatus.HELD}
@@ -89,6 +99,8 @@ class Ledger(msgspec.Struct, frozen=True):
     copies: tuple[Copy, ...]
     dead_letters: frozenset[str] = frozenset()
     ends: frozenset[DeliveryStatus] = SENT
+    rungs: int | None = None
+    """Waits of every class's ladder; None where dead letters are not judged by it."""
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -180,6 +192,29 @@ def _ended_as_expected(ledger: Ledger) -> Iterator[Broken]:
             yield Broken("ended", delivery.id, f"is {delivery.status}")
 
 
+def _held_for_a_cause(ledger: Ledger) -> Iterator[Broken]:
+    """Find deliveries that wait for a person without `at_most_once` and an unknown outcome: nobody holds any here."""
+    for delivery in ledger.deliveries.values():
+        unknown = any(attempt.certainty == Certainty.UNKNOWN for attempt in delivery.attempts)
+        if delivery.status == DeliveryStatus.HELD and not (
+            unknown and delivery.guarantee == Guarantee.AT_MOST_ONCE
+        ):
+            yield Broken("held", delivery.id, "waits for a person without a cause")
+
+
+def _dead_for_a_cause(ledger: Ledger) -> Iterator[Broken]:
+    """Find dead letters with rungs left that did not outlive `POISON_TAKEOVERS` replicas in a row."""
+    for delivery in ledger.deliveries.values():
+        if delivery.status != DeliveryStatus.DEAD_LETTER or ledger.rungs is None:
+            continue
+        last = delivery.attempts[-POISON_TAKEOVERS:]
+        is_poison = len(last) == POISON_TAKEOVERS and all(
+            attempt.status == AttemptStatus.ABANDONED for attempt in last
+        )
+        if not is_poison and delivery.attempt_count <= ledger.rungs:
+            yield Broken("dead too early", delivery.id, f"after {delivery.attempt_count} attempts")
+
+
 def _history_is_legal(ledger: Ledger) -> Iterator[Broken]:
     """Find a status against the table, and a terminal one that was left or entered twice."""
     for delivery in ledger.deliveries.values():
@@ -269,6 +304,8 @@ _RULES: Final[tuple[Callable[[Ledger], Iterable[Broken]], ...]] = (
     _keys_and_deliveries_agree,
     _accounts_add_up,
     _ended_as_expected,
+    _held_for_a_cause,
+    _dead_for_a_cause,
     _history_is_legal,
     _attempts_are_counted,
     _who_was_served_has_it,

@@ -50,6 +50,7 @@ async def read_ledger(
     submissions: Sequence[Submission],
     copies: Sequence[Copy],
     ends: frozenset[DeliveryStatus] = SENT,
+    rungs: int | None = None,
 ) -> Ledger:
     """Put what the store holds beside what the producer was answered and what the next hop took."""
     attempts = await _attempts(connection)
@@ -67,6 +68,7 @@ async def read_ledger(
         dead_letters=frozenset(row[0] for row in await connection.fetch(_DEAD_LETTERS)),
         copies=tuple(copies),
         ends=ends,
+        rungs=rungs,
     )
 
 

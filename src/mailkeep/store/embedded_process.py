@@ -6,7 +6,7 @@ on Linux); a watcher stops the server when its parent dies, however it dies; and
 watcher still leaves running is stopped before a new start. Nothing on the host is changed: no user is added, no
 permission of a folder above the data folder is touched, no process is searched by name.
 
-Called by `mailkeep.store.embedded` alone. Linux and macOS.
+Called by `mailkeep.store.embedded`; the drill has its processes `watched`. Linux and macOS.
 """
 
 import fcntl
@@ -171,7 +171,7 @@ def running(
             start_new_session=True,
         )
     try:
-        with _watcher(server.pid, stop_signal):
+        with watched(server.pid, stop_signal):
             yield server
     finally:
         _stop(server, stop_signal)
@@ -235,7 +235,7 @@ def _command_line(pid: int) -> str:
 
 
 @contextmanager
-def _watcher(pid: int, stop_signal: signal.Signals) -> Iterator[None]:
+def watched(pid: int, stop_signal: signal.Signals) -> Iterator[None]:
     """Have `pid` stopped if this process dies within the block: a shell reads a pipe that ends with us."""
     script = 'read -r line; kill -"$1" "$2"'
     with subprocess.Popen(  # noqa: S603  # a command of ours
