@@ -11,6 +11,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from functools import partial
@@ -32,7 +33,9 @@ from mailkeep.drill.witness import read_ledger, watch
 from mailkeep.version import __version__
 
 NAME: Final = "chaos"
-STEPS: Final = ("replicas answer", "struck under load", "drained", *QUESTIONS)
+STEPS: Final = ("replicas answer", "struck under load", "drained", "no replica gave up", *QUESTIONS)
+CALM_MODE: Final = "slow@dot"
+"""Between faults of the sinkhole: a second at each final dot, so that whoever is struck has mail in its hands."""
 RUNGS: Final = 40
 """Short waits, more of them than any run of faults uses up: a dead letter has another cause."""
 HEARTBEATS_A_TTL: Final = 5
@@ -137,11 +140,14 @@ class Chaos:
         self._deployment, self._plan, self._tell, self._watcher = deployment, plan, tell, watcher
         self._places = [_Place(index) for index in range(plan.replica_count)]
         self._load = SteadyLoad(deployment.ports, deployment.redis_socket, plan.mails_per_s)
-        self._mode, self._mode_until_s = "accept", float("inf")
+        self._mode, self._mode_until_s = CALM_MODE, float("inf")
         self._struck: Counter[str] = Counter()
         self._losses: list[tuple[int, float]] = []
         self._stops: list[tuple[int, float]] = []
         self._outages: list[Span] = []
+        self._gave_up: list[int] = []
+        self._restarts = ThreadPoolExecutor(1)
+        self._restarting: Future[None] | None = None
         self._is_interrupted = False
         self._steps: list[Step] = []
         self._began_s = 0.0
@@ -152,9 +158,11 @@ class Chaos:
         try:
             if self._take(STEPS[0], self._begin) and self._take(STEPS[1], self._strike_all):
                 is_drained = self._take(STEPS[2], self._drain)
+                self._take(STEPS[3], self._see_whether_all_stayed)
                 found = self._judge() if is_drained else None
         finally:
             self._load.abandon()
+            self._restarts.shutdown()
         for name in STEPS[len(self._steps) :]:
             self._note(Step(name, SKIPPED, "", 0.0))
         return Run(
@@ -224,7 +232,7 @@ class Chaos:
         for place in self._places:
             self._keep_place(place, now_s)
         if now_s >= self._mode_until_s:
-            self._set_mode("accept", float("inf"))
+            self._set_mode(CALM_MODE, float("inf"))
 
     def _keep_place(self, place: _Place, now_s: float) -> None:
         process = self._deployment.processes[place.index]
@@ -243,7 +251,8 @@ class Chaos:
             self._deployment.replace(place.index)
             place.state, place.until_s = _State.STARTING, now_s
         elif place.state is not _State.GONE:
-            self._struck["ended by itself"] += 1
+            if place.state is _State.UP:
+                self._gave_up.append(place.index)
             place.state, place.until_s = _State.GONE, now_s + RESPAWN_S
 
     def _strike(self, strike: Strike) -> bool:
@@ -252,10 +261,10 @@ class Chaos:
             case StrikeKind.SINK:
                 self._set_mode(strike.mode, time.monotonic() + strike.lasts_s)
             case StrikeKind.POSTGRES:
-                began_at = time.time()
-                self._deployment.restart_postgres()
-                # For a TTL after it is back nobody is declared lost.
-                self._outages.append(Span(began_at, time.time() + self._plan.ttl_s))
+                # By a thread: others are struck meanwhile.
+                if self._restarting is not None and not self._restarting.done():
+                    return True
+                self._restarting = self._restarts.submit(self._restart_postgres)
             case StrikeKind.REDIS:
                 if self._deployment.redis_socket is None:
                     return True
@@ -267,6 +276,12 @@ class Chaos:
                 self._strike_replica(strike, up[int(strike.lot * len(up))])
         self._struck[strike.kind] += 1
         return True
+
+    def _restart_postgres(self) -> None:
+        began_at = time.time()
+        self._deployment.restart_postgres()
+        # For a TTL after it is back nobody is declared lost.
+        self._outages.append(Span(began_at, time.time() + self._plan.ttl_s))
 
     def _strike_replica(self, strike: Strike, place: _Place) -> None:
         process = self._deployment.processes[place.index]
@@ -295,6 +310,8 @@ class Chaos:
         """End every fault and wait until what was accepted has ended."""
         began_s = time.monotonic()
         self._set_mode("accept", float("inf"))
+        if self._restarting is not None:
+            self._restarting.result()
         for place in self._places:
             if place.state is _State.FROZEN:
                 place.until_s = 0.0
@@ -307,6 +324,13 @@ class Chaos:
         self._await_empty(ids)
         time.sleep(SECOND_LOOK_S)
         return f"{len(ids)} mails ended, {time.monotonic() - began_s:.0f} s after the last fault"
+
+    def _see_whether_all_stayed(self) -> str:
+        if self._gave_up:
+            raise DrillError(
+                f"{len(self._gave_up)} times a replica that was up ended by itself: {self._gave_up}"
+            )
+        return "none ended by itself after its start"
 
     def _await_empty(self, ids: list[str]) -> None:
         ends_at = time.monotonic() + self._plan.patience_s

@@ -10,8 +10,6 @@ from typing import Final
 
 import msgspec
 
-FEWEST: Final = 3
-"""Strikes of each kind even in a short run: the mean gap is at most a third of its time."""
 SINK_MODES: Final = (
     "stall@rcpt",
     "stall@dot",
@@ -21,7 +19,7 @@ SINK_MODES: Final = (
     "tempfail@dot",
     "accept-then-drop",
     "accept-then-421",
-    "slow",
+    "slow@rcpt",
     "421@greeting",
     "defer",
 )
@@ -50,22 +48,24 @@ class Strike(msgspec.Struct, frozen=True):
 
 
 _GAPS_S: Final = {
-    StrikeKind.STOP: 20.0,
-    StrikeKind.FREEZE: 40.0,
-    StrikeKind.POSTGRES: 120.0,
-    StrikeKind.REDIS: 90.0,
-    StrikeKind.SINK: 8.0,
+    StrikeKind.STOP: (20.0, 0.3),
+    StrikeKind.FREEZE: (40.0, 0.4),
+    StrikeKind.POSTGRES: (120.0, 0.7),
+    StrikeKind.REDIS: (90.0, 0.7),
+    StrikeKind.SINK: (8.0, 0.2),
 }
-"""Mean seconds between strikes of a kind: PostgreSQL seldom, since for a TTL afterwards nobody is declared lost."""
+"""Mean seconds between strikes of a kind, and the longest share of a short run that this may be, so that each comes in it.
+
+PostgreSQL seldom, since for a TTL afterwards nobody is declared lost."""
 
 
 def schedule(seed: int, duration_s: float, *, kills_per_minute: float, ttl_s: float) -> tuple[Strike, ...]:
     """Return the strikes of a run of `duration_s`, in order of time."""
     lots = random.Random(seed)  # noqa: S311 - a schedule that can be drawn again, not a secret
-    gaps = {StrikeKind.KILL: 60.0 / kills_per_minute, **_GAPS_S}
+    gaps = {StrikeKind.KILL: (60.0 / kills_per_minute, 0.2), **_GAPS_S}
     strikes: list[Strike] = []
-    for kind, mean_s in gaps.items():
-        gap_s = min(mean_s, duration_s / FEWEST)
+    for kind, (mean_s, share) in gaps.items():
+        gap_s = min(mean_s, duration_s * share)
         at_s = gap_s * lots.uniform(0.5, 1.0)
         while at_s < duration_s:
             strikes.append(_strike(kind, at_s, lots, ttl_s))
