@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -30,6 +30,7 @@ from mailkeep.drill.report import FAILED, HELD, SKIPPED, Report, Step, Tell
 from mailkeep.drill.steady_load import SteadyLoad
 from mailkeep.drill.strikes import Strike, StrikeKind, schedule
 from mailkeep.drill.witness import read_ledger, watch
+from mailkeep.intake.stream import STREAM
 from mailkeep.version import __version__
 
 NAME: Final = "chaos"
@@ -128,7 +129,10 @@ def settings(plan: Plan) -> dict[str, str]:
 
 
 class Chaos:
-    """One run over a deployment of its own. The first interruption ends the faults early, the second one the run."""
+    """One run over a deployment of its own. The first interruption ends the faults early, the second one the run.
+
+    `strikes` go before the schedule that the plan's seed draws.
+    """
 
     def __init__(
         self,
@@ -136,7 +140,13 @@ class Chaos:
         plan: Plan,
         tell: Tell,
         watcher: Callable[[Progress], None] = lambda _progress: None,
+        *,
+        strikes: Sequence[Strike] | None = None,
     ) -> None:
+        self._strikes = deque(
+            strikes
+            or schedule(plan.seed, plan.duration_s, kills_per_minute=plan.kills_per_minute, ttl_s=plan.ttl_s)
+        )
         self._deployment, self._plan, self._tell, self._watcher = deployment, plan, tell, watcher
         self._places = [_Place(index) for index in range(plan.replica_count)]
         self._load = SteadyLoad(deployment.ports, deployment.redis_socket, plan.mails_per_s)
@@ -157,9 +167,9 @@ class Chaos:
         found: Figures | None = None
         try:
             if self._take(STEPS[0], self._begin) and self._take(STEPS[1], self._strike_all):
-                is_drained = self._take(STEPS[2], self._drain)
+                self._take(STEPS[2], self._drain)
                 self._take(STEPS[3], self._see_whether_all_stayed)
-                found = self._judge() if is_drained else None
+                found = self._judge()
         finally:
             self._load.abandon()
             self._restarts.shutdown()
@@ -204,17 +214,13 @@ class Chaos:
 
     def _strike_all(self) -> str:
         """Strike by the schedule; a replica that is to be struck is one that is up, else the strike waits for one."""
-        plan = self._plan
-        strikes = list(
-            schedule(plan.seed, plan.duration_s, kills_per_minute=plan.kills_per_minute, ttl_s=plan.ttl_s)
-        )
         self._load.start()
         self._began_s = time.monotonic()
         with self._interruption_noted():
-            while (ran_s := time.monotonic() - self._began_s) < plan.duration_s:
+            while (ran_s := time.monotonic() - self._began_s) < self._plan.duration_s:
                 self._keep()
-                while strikes and strikes[0].at_s <= ran_s and self._strike(strikes[0]):
-                    strikes.pop(0)
+                while self._strikes and self._strikes[0].at_s <= ran_s and self._strike(self._strikes[0]):
+                    self._strikes.popleft()
                 self._watcher(Progress(ran_s, self._load.accepted_count, dict(self._struck), self._mode))
                 time.sleep(LOOK_S)
         return ", ".join(f"{count} {kind}" for kind, count in sorted(self._struck.items()))
@@ -320,10 +326,9 @@ class Chaos:
             raise DrillError("some mail was not taken although no fault is left")
         if self._load.refused:
             raise DrillError(f"{len(self._load.refused)} mails were refused for good")
-        ids = [one for submission in self._load.submissions for one in submission.ids]
-        self._await_empty(ids)
+        self._await_empty()
         time.sleep(SECOND_LOOK_S)
-        return f"{len(ids)} mails ended, {time.monotonic() - began_s:.0f} s after the last fault"
+        return f"{self._load.accepted_count} mails ended, {time.monotonic() - began_s:.0f} s after the last fault"
 
     def _see_whether_all_stayed(self) -> str:
         if self._gave_up:
@@ -332,10 +337,12 @@ class Chaos:
             )
         return "none ended by itself after its start"
 
-    def _await_empty(self, ids: list[str]) -> None:
+    def _await_empty(self) -> None:
+        """Wait until nothing is live, and what the stream took is stored: what an answer named must be already."""
+        streamed = [one.body["delivery_id"] for one in self._load.submissions if one.path == STREAM]
         ends_at = time.monotonic() + self._plan.patience_s
         flush_at = 0.0
-        while left := _ask(self._deployment.dsn, lambda connection: _left(connection, ids)):
+        while left := _ask(self._deployment.dsn, lambda connection: _left(connection, streamed)):
             if time.monotonic() > ends_at:
                 raise DrillError(f"waited {self._plan.patience_s:g} s in vain: {left} mails have not ended")
             self._keep()
@@ -381,9 +388,9 @@ def _answer(broken: Sequence[Broken], rules: frozenset[str]) -> str:
     return "0 broken"
 
 
-async def _left(connection: asyncpg.Connection, ids: list[str]) -> int:
+async def _left(connection: asyncpg.Connection, streamed: list[str]) -> int:
     live = await connection.fetchval(_LIVE)
-    return int(live) + int(await connection.fetchval(_MISSING, ids))
+    return int(live) + int(await connection.fetchval(_MISSING, streamed))
 
 
 def _ask(dsn: str, question: Callable[[asyncpg.Connection], Coroutine[Any, Any, T]]) -> T:

@@ -1,0 +1,119 @@
+"""`mailkeep drill chaos`: accounts for every mail of a sound build, finds each broken one out, and leaves nothing behind."""
+
+import json
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import psutil
+import pytest
+from harness import PATIENCE_S, own_environment, until
+
+from mailkeep.drill.chaos import STEPS, Chaos, Plan, settings
+from mailkeep.drill.local import local_deployment
+from mailkeep.drill.strikes import Strike, StrikeKind
+
+COMMAND = [sys.executable, "-m", "mailkeep", "drill", "chaos"]
+SHORT = ["--minutes", "0.3", "--seed", "7", "--replica-ttl", "2", "--kills-per-minute", "20"]
+BROKEN = Path(__file__).parent / "broken_serve.py"
+KILLS = [Strike(at_s, StrikeKind.KILL, 0.5) for at_s in (2.0, 4.0, 6.0)]
+FREEZES = [Strike(at_s, StrikeKind.FREEZE, 0.5, lasts_s=5.0) for at_s in (2.0, 4.0)]
+LOST_REPLIES = [Strike(1.0, StrikeKind.SINK, lasts_s=5.0, mode="accept-then-drop")]
+
+
+@pytest.fixture
+def folder(tmp_path_factory):
+    """A folder that PostgreSQL may reach as another user."""
+    path = Path(tmp_path_factory.mktemp("chaos"))
+    for each in (path, *path.parents[:2]):
+        each.chmod(0o755)
+    return path
+
+
+def test_a_sound_build_accounts_for_every_mail(tmp_path):
+    """A short run of a fixed seed: every kind of fault strikes, every step holds, and the ledger says so in figures."""
+    junit = tmp_path / "chaos.xml"
+    ran = subprocess.run(
+        [*COMMAND, *SHORT, "--json", "--junit", str(junit)],
+        env=own_environment(),
+        capture_output=True,
+        timeout=4 * PATIENCE_S,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout.decode() + ran.stderr.decode()
+    report = json.loads(ran.stdout)
+    assert [step["name"] for step in report["steps"]] == list(STEPS)
+    assert report["held"]
+    assert set(report["struck"]) >= {kind.value for kind in StrikeKind} - {"redis"}
+    ledger = report["ledger"]
+    assert ledger["accepted"] == sum(ledger["ended"].values()) > 0
+    assert ledger["copies"] >= ledger["ended"]["sent"]
+    assert (ledger["lost"], ledger["copies_unexplained"], ledger["at_most_once_doubled"]) == (0, 0, 0)
+    suite = ET.parse(junit).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == (str(len(STEPS)), "0")
+
+
+@pytest.mark.parametrize(
+    ("build", "strikes", "step"),
+    [
+        ("answer_before_commit", KILLS, "nothing lost"),
+        ("sent_before_dot", KILLS, "nothing lost"),
+        ("no_fencing", FREEZES, "at_most_once never doubled"),
+        ("lost_reply_is_failure", LOST_REPLIES, "copies explained"),
+    ],
+)
+def test_a_broken_build_is_found_out(folder, build, strikes, step):
+    """Each breakage fails the step that is there for it."""
+    plan = Plan(seed=0, duration_s=8.0, replica_count=2, mails_per_s=20.0, ttl_s=1.5, patience_s=PATIENCE_S)
+    serve = (sys.executable, str(BROKEN), build)
+    with local_deployment(
+        folder, replica_count=2, serve=serve, environ=settings(plan), mode="accept"
+    ) as deployment:
+        run = Chaos(deployment, plan, lambda _step: None, strikes=strikes).run()
+    results = {one.name: one.result for one in run.report.steps}
+    assert results["drained"] == "held", run.report
+    assert results[step] == "failed", run.report
+    assert not run.report.held
+
+
+def test_an_interrupted_run_is_drained_and_judged():
+    """Ctrl-C ends the faults; the mail that was accepted until then is accounted for, and nothing is left running."""
+    process = begun()
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=4 * PATIENCE_S)
+    report = json.loads(said)
+    assert process.returncode == 130
+    assert (report["held"], report["interrupted"]) == (True, True), report
+    assert report["ledger"]["lost"] == 0
+
+
+def test_a_killed_drill_leaves_no_process_behind():
+    """Its watchers end replicas, sinkhole, PostgreSQL and Redis when the drill itself dies."""
+    process = begun()
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
+    assert not alive
+
+
+def begun():
+    """Start a run of minutes and return it when it strikes."""
+    process = subprocess.Popen(
+        [*COMMAND, "--minutes", "5", "--replicas", "2", "--replica-ttl", "2", "--json"],
+        env=own_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    seen = set()
+
+    def is_replaced():
+        now = {child.pid for child in psutil.Process(process.pid).children() if "serve" in child.cmdline()}
+        gone = seen - now
+        seen.update(now)
+        return gone
+
+    until(is_replaced, "a replica was replaced")
+    return process
