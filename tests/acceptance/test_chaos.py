@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -80,9 +81,9 @@ def test_a_broken_build_is_found_out(folder, build, strikes, step):
 
 def test_an_interrupted_run_is_drained_and_judged():
     """Ctrl-C ends the faults; the mail that was accepted until then is accounted for, and nothing is left running."""
-    process = begun()
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=4 * PATIENCE_S)
+    with running() as process:
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=4 * PATIENCE_S)
     report = json.loads(said)
     assert process.returncode == 130
     assert (report["held"], report["interrupted"]) == (True, True), report
@@ -91,29 +92,40 @@ def test_an_interrupted_run_is_drained_and_judged():
 
 def test_a_killed_drill_leaves_no_process_behind():
     """Its watchers end replicas, sinkhole, PostgreSQL and Redis when the drill itself dies."""
-    process = begun()
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
+    with running() as process:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
     _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
     assert not alive
 
 
-def begun():
-    """Start a run of minutes and return it when it strikes."""
-    process = subprocess.Popen(
+@contextmanager
+def running():
+    """Run the drill for minutes, in the hands of the test once a replica was killed and replaced."""
+    with subprocess.Popen(
         [*COMMAND, "--minutes", "5", "--replicas", "2", "--replica-ttl", "2", "--json"],
         env=own_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-    )
-    seen = set()
+    ) as process:
+        seen = set()
 
-    def is_replaced():
-        now = {child.pid for child in psutil.Process(process.pid).children() if "serve" in child.cmdline()}
-        gone = seen - now
-        seen.update(now)
-        return gone
+        def is_replaced():
+            now = set(replicas(process.pid))
+            gone = seen - now
+            seen.update(now)
+            return gone
 
-    until(is_replaced, "a replica was replaced")
-    return process
+        try:
+            until(is_replaced, "a replica was replaced")
+            yield process
+        finally:
+            process.kill()
+
+
+def replicas(pid):
+    """Yield the numbers of the replicas of the drill `pid`."""
+    for child in psutil.Process(pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if "serve" in child.cmdline():
+                yield child.pid
