@@ -228,6 +228,7 @@ class Service:
         await _cancel(self._running, left_s(INTAKE_SHARE))
         await self._workers.stop(left_s(ATTEMPT_SHARE))
         await _settle([asyncio.create_task(self._recorder.drain())], left_s(RECORD_SHARE))
+        await _settle([asyncio.create_task(self._scheduler.give_back_rest())], left_s(RECORD_SHARE))
         await _settle([asyncio.create_task(self.replica.stop())], left_s(RECORD_SHARE))
         if self._signer is not None:
             self._signer.close()

@@ -31,7 +31,15 @@ import psutil
 
 from mailkeep.core.delivery import DeliveryStatus
 from mailkeep.drill.ledger import SENT, Copy, Ledger, Submission, check_ledger
-from mailkeep.drill.producer import API, DELIVERIES, mail, post
+from mailkeep.drill.producer import (  # noqa: F401 - tests take some of it from here
+    API,
+    DELIVERIES,
+    LOGIN_CODES,
+    login_code,
+    mail,
+    post,
+    rendered,
+)
 from mailkeep.drill.witness import read_ledger, watch
 from mailkeep.sinkhole.capture import Capture, Captured, read_capture_file
 from mailkeep.sinkhole.mode_source import write_mode_file

@@ -73,3 +73,28 @@ def test_a_stalled_attempt_is_cut(deployment, stalls_at, certainties):
     deployment.database.drain()
     ledger = deployment.database.check(submissions, sink.copies)
     assert len(ledger.copies) == 4
+
+
+def test_a_claim_that_no_attempt_holds_is_given_back(deployment):
+    """What was claimed as the stop came, and reached no worker, waits at once: no attempt is counted, nothing is unknown."""
+    sink = deployment.sink("defer")
+    sink.ready()
+    service = deployment.service(sink.port, MAIL_RETRY_LADDER_TRANSACTIONAL="1h").start()
+    submissions = [rendered(["ann@sinkhole.test"])]
+    submit_all(service, submissions)
+    waiting = "SELECT count(*) FROM mail.deliveries WHERE status = 'rendered' AND attempts = 1"
+    until(lambda: deployment.database.value(waiting), "it is deferred")
+    replica_id = service.logged("replica heartbeat started")[0]["replica_id"]
+    deployment.database.fetch(
+        "UPDATE mail.deliveries SET status = 'sending', claimed_by = $1::text::uuid, claimed_at = now(),"
+        " claim_token = claim_token + 1, due_at = NULL",
+        replica_id,
+    )
+    stop(service)
+    assert set(deployment.database.statuses().values()) == {"rendered"}
+    sink.mode("accept")
+    service.start()
+    deployment.database.drain()
+    ledger = deployment.database.check(submissions, sink.copies)
+    attempts = [attempt for delivery in ledger.deliveries.values() for attempt in delivery.attempts]
+    assert [attempt.certainty for attempt in attempts] == ["not_delivered", "delivered"]

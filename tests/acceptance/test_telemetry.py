@@ -8,10 +8,11 @@ from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from harness import API, login_code, mails, rendered, submit_all, template, until
+from harness import API, login_code, mails, rendered, submit_all, until
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from mailkeep.drill.producer import template
 from mailkeep.telemetry.metrics import DEAD_LETTERS, MALFORMED, METRICS, TAKEOVERS, UNKNOWN
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -226,6 +226,20 @@ async def test_mail_of_a_silent_replica_is_taken_over(store):
     }
 
 
+async def test_mail_of_who_said_goodbye_waits_for_no_judgement(store):
+    """A replica that is too new to judge others (as all are after an outage) takes over what an orderly stop left."""
+    gone = Replica(store, heartbeat_s=60.0, ttl_s=60.0)
+    await gone.start()
+    delivery_id = await accepted(store, gone.id, status=DeliveryStatus.SENDING)
+    await gone.stop()
+    day_s = 86_400.0
+    async with beating(store, ttl_s=day_s) as replica, watching(store, replica, ttl_s=day_s):
+        assert not replica.may_judge
+        async with asyncio.timeout(PATIENCE_S):
+            while await status(store, delivery_id) != "rendered":
+                await asyncio.sleep(0.02)
+
+
 async def test_a_replica_that_lives_is_not_taken_over(store):
     """Two that watch each other and beat leave each other's claims alone."""
     async with beating(store) as one, beating(store) as other, watching(store, one, ttl_s=2.0):

@@ -147,11 +147,18 @@ class AttemptScheduler:
             if suspect is not None:
                 self._suspect = suspect.id
                 await self._hand_over([suspect])
-        await self._give_back_forgotten()
+        await self._give_back_forgotten(FORGOTTEN_AFTER_S)
 
-    async def _give_back_forgotten(self) -> None:
+    async def give_back_rest(self) -> None:
+        """Give back what was claimed as `run` was cancelled and reached no worker. Call once nothing claims any more."""
+        try:
+            await self._give_back_forgotten(0.0)
+        except StoreUnavailableError:
+            self._log.warning("claims without a holder could not be given back; they are taken over")
+
+    async def _give_back_forgotten(self, older_than_s: float) -> None:
         replica_id = self._replica.id
-        for delivery_id, token in (await self._store.own_claims(replica_id, FORGOTTEN_AFTER_S)).items():
+        for delivery_id, token in (await self._store.own_claims(replica_id, older_than_s)).items():
             if delivery_id not in self._pool.held:
                 self._log.warning("a claim without a holder is given back", delivery_id=str(delivery_id))
                 await self._store.hand_back([ClaimKey(replica_id, delivery_id, token)])

@@ -25,17 +25,18 @@ class TakeoverWorker:
         """Look for lost replicas every `interval_s` until cancelled."""
         while True:
             try:
-                # A replica that cannot tell whether it is alive itself does not judge others.
-                if self._replica.may_judge:
-                    await self._look()
+                await self._look()
             except StoreUnavailableError as fault:
                 self._log.warning("takeover waits for PostgreSQL", error=str(fault))
             await asyncio.sleep(self._interval_s)
 
     async def _look(self) -> None:
-        for replica_id in await self._store.mark_lost(self._ttl_s):
-            self._log.error("replica lost", lost_id=str(replica_id))
-        while statuses := await self._store.take_over():
+        # A replica that cannot tell whether it is alive itself does not judge others. Whom others have judged, or who said
+        # goodbye, is no matter of judgement: also after an outage of PostgreSQL their mail goes on at once.
+        if self._replica.may_judge:
+            for replica_id in await self._store.mark_lost(self._ttl_s):
+                self._log.error("replica lost", lost_id=str(replica_id))
+        while self._replica.may_send and (statuses := await self._store.take_over()):
             metrics.count(metrics.TAKEOVERS, (() for _ in statuses))
             metrics.count(
                 metrics.TRANSITIONS, ((DeliveryStatus.SENDING, status) for status in statuses.values())
