@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -261,13 +261,18 @@ async def test_who_cannot_beat_does_not_judge_others(store, dsn):
 
 async def test_takeover_goes_on_after_an_outage(store, dsn):
     """A watcher that met a stuck table takes over as soon as it can."""
-    claim = await claim_one(store)
-    async with beating(store, ttl_s=10.0) as replica, watching(store, replica, ttl_s=1.0):
-        async with silenced(dsn) as other:
-            await other.execute("SELECT pg_terminate_backend($1)", await blocked_backend(dsn, "SET lost_at"))
-        async with asyncio.timeout(PATIENCE_S):
-            while await status(store, claim.id) != "rendered":
-                await asyncio.sleep(0.02)
+    async with beating(store, ttl_s=4.0) as replica:
+        await until(lambda: replica.may_judge)
+        claim = await claim_one(store)
+        async with AsyncExitStack() as stack:
+            async with silenced(dsn) as other:
+                await stack.enter_async_context(watching(store, replica, ttl_s=1.0))
+                await other.execute(
+                    "SELECT pg_terminate_backend($1)", await blocked_backend(dsn, "SET lost_at")
+                )
+            async with asyncio.timeout(PATIENCE_S):
+                while await status(store, claim.id) != "rendered":
+                    await asyncio.sleep(0.02)
 
 
 async def test_an_outage_of_postgresql_makes_nobody_lost(own_server):
