@@ -33,9 +33,9 @@ from fault_gate import Gate, Point, Step
 from fault_proxies import PostgresConversation, Proxy, RedisConversation
 from harness import DELIVERIES, PATIENCE_S, QUICK, SENDER, Cluster, Database, migrate, own_environment, smokes
 from holding_hop import HoldingHop
-from ledger import SENT, Answer, Ledger, Submission, broken_rules, copies_of
 
 from mailkeep.core.delivery import DeliveryStatus
+from mailkeep.drill.ledger import SENT, Answer, Ledger, Submission, broken_rules, copies_of
 from mailkeep.store.embedded import (
     EmbeddedError,
     EmbeddedPostgres,

@@ -14,10 +14,10 @@ from crash_cell import TTL_S, Cell, Replica, Way, rendered_mail, until
 from fault_gate import Point, Step
 from harness import LOGIN_CODES
 from holding_hop import ALL
-from ledger import SENT, Answer, Submission
 
 from mailkeep.core.delivery import DeliveryStatus
 from mailkeep.core.ids import new_id
+from mailkeep.drill.ledger import SENT, Answer, Submission
 from mailkeep.intake.stream import STREAM
 
 LARGE: Final = "A line of a body that leaves in several blocks.\n" * 4_000

@@ -14,7 +14,8 @@ from typing import Final
 
 from fault_gate import CutError, Gate, Step
 from fault_proxies import reset
-from ledger import Copy
+
+from mailkeep.drill.ledger import Copy
 
 BLOCK_BYTES: Final = 64 * 1024
 ALL: Final = 1 << 30

@@ -1,6 +1,7 @@
 """`mailkeep drill chaos`: accounts for every mail of a sound build, finds each broken one out, and leaves nothing behind."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from mailkeep.drill.local import local_deployment
 from mailkeep.drill.strikes import Strike, StrikeKind
 
 COMMAND = [sys.executable, "-m", "mailkeep", "drill", "chaos"]
-SHORT = ["--minutes", "0.3", "--seed", "7", "--replica-ttl", "2", "--kills-per-minute", "20"]
+SHORT = ["--minutes", "0.25", "--seed", "7", "--replica-ttl", "2", "--kills-per-minute", "20"]
 BROKEN = Path(__file__).parent / "broken_serve.py"
-KILLS = [Strike(at_s, StrikeKind.KILL, 0.5) for at_s in (2.0, 4.0, 6.0)]
+KILLS = [Strike(at_s, StrikeKind.KILL, 0.5) for at_s in (2.0, 3.5, 5.0)]
 FREEZES = [Strike(at_s, StrikeKind.FREEZE, 0.5, lasts_s=5.0) for at_s in (2.0, 4.0)]
 LOST_REPLIES = [Strike(1.0, StrikeKind.SINK, lasts_s=5.0, mode="accept-then-drop")]
 
@@ -67,7 +68,7 @@ def test_a_sound_build_accounts_for_every_mail(tmp_path):
 )
 def test_a_broken_build_is_found_out(folder, build, strikes, step):
     """Each breakage fails the step that is there for it."""
-    plan = Plan(seed=0, duration_s=8.0, replica_count=2, mails_per_s=20.0, ttl_s=1.5, patience_s=PATIENCE_S)
+    plan = Plan(seed=0, duration_s=7.0, replica_count=2, mails_per_s=20.0, ttl_s=1.5, patience_s=PATIENCE_S)
     serve = (sys.executable, str(BROKEN), build)
     with local_deployment(
         folder, replica_count=2, serve=serve, environ=settings(plan), mode="accept"
@@ -94,9 +95,11 @@ def test_a_killed_drill_leaves_no_process_behind():
     """Its watchers end replicas, sinkhole, PostgreSQL and Redis when the drill itself dies."""
     with running() as process:
         children = psutil.Process(process.pid).children(recursive=True)
+        (folder,) = {mode_file.parent for child in children for mode_file in mode_files(child)}
         process.kill()
     _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
     assert not alive
+    shutil.rmtree(folder)
 
 
 @contextmanager
@@ -121,6 +124,13 @@ def running():
             yield process
         finally:
             process.kill()
+
+
+def mode_files(process):
+    """Yield the file of its mode if `process` is a sinkhole."""
+    with suppress(psutil.NoSuchProcess, ValueError):
+        words = process.cmdline()
+        yield Path(words[words.index("--mode-file") + 1])
 
 
 def replicas(pid):

@@ -127,6 +127,10 @@ def chaos(
     kills_per_minute: Annotated[
         float, typer.Option(min=1, max=60, help="How often a replica is killed, about.")
     ] = 12.0,
+    strike: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this kind: kill, stop, freeze, postgres, redis or sink. Repeatable."),
+    ] = None,
     mails_per_second: Annotated[float, typer.Option(min=0.1, max=200, help="The load.")] = 10.0,
     replica_ttl: Annotated[
         float, typer.Option(min=1, max=60, help="MAIL_REPLICA_TTL of the replicas, in seconds.")
@@ -144,12 +148,20 @@ def chaos(
     For example:
 
       mailkeep drill chaos --minutes 30 --replicas 4 --seed 7
+
+      mailkeep drill chaos --minutes 7 --replicas 4 --kills-per-minute 15 --strike kill --strike stop
     """
     import secrets
 
     from mailkeep.cli.output import EXIT_FAILED
     from mailkeep.drill.chaos import Plan
+    from mailkeep.drill.strikes import StrikeKind
 
+    unknown = set(strike or ()) - set(StrikeKind)
+    if unknown:
+        raise typer.BadParameter(
+            f"--strike is one of {', '.join(StrikeKind)}, not {', '.join(sorted(unknown))}"
+        )
     plan = Plan(
         seed=secrets.randbelow(MAX_SEED) if seed is None else seed,
         duration_s=minutes * 60,
@@ -158,6 +170,7 @@ def chaos(
         mails_per_s=mails_per_second,
         ttl_s=replica_ttl,
         patience_s=patience,
+        kinds=tuple(kind for kind in StrikeKind if strike is None or kind in strike),
     )
     run = _run_chaos(plan, as_json=as_json)
     _write_chaos(run, junit, as_json=as_json)

@@ -77,6 +77,7 @@ class Plan(msgspec.Struct, frozen=True):
     mails_per_s: float = 10.0
     ttl_s: float = 10.0
     patience_s: float = 180.0
+    kinds: tuple[StrikeKind, ...] = tuple(StrikeKind)
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -145,7 +146,13 @@ class Chaos:
     ) -> None:
         self._strikes = deque(
             strikes
-            or schedule(plan.seed, plan.duration_s, kills_per_minute=plan.kills_per_minute, ttl_s=plan.ttl_s)
+            or schedule(
+                plan.seed,
+                plan.duration_s,
+                kills_per_minute=plan.kills_per_minute,
+                ttl_s=plan.ttl_s,
+                kinds=plan.kinds,
+            )
         )
         self._deployment, self._plan, self._tell, self._watcher = deployment, plan, tell, watcher
         self._places = [_Place(index) for index in range(plan.replica_count)]

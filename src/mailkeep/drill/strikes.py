@@ -5,6 +5,7 @@ millisecond.
 """
 
 import random
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Final
 
@@ -59,12 +60,21 @@ _GAPS_S: Final = {
 PostgreSQL seldom, since for a TTL afterwards nobody is declared lost."""
 
 
-def schedule(seed: int, duration_s: float, *, kills_per_minute: float, ttl_s: float) -> tuple[Strike, ...]:
-    """Return the strikes of a run of `duration_s`, in order of time."""
+def schedule(
+    seed: int,
+    duration_s: float,
+    *,
+    kills_per_minute: float,
+    ttl_s: float,
+    kinds: Collection[StrikeKind] = tuple(StrikeKind),
+) -> tuple[Strike, ...]:
+    """Return the strikes of a run of `duration_s`, in order of time; those of one kind depend on which others there are."""
     lots = random.Random(seed)  # noqa: S311 - a schedule that can be drawn again, not a secret
     gaps = {StrikeKind.KILL: (60.0 / kills_per_minute, 0.2), **_GAPS_S}
     strikes: list[Strike] = []
     for kind, (mean_s, share) in gaps.items():
+        if kind not in kinds:
+            continue
         gap_s = min(mean_s, duration_s * share)
         at_s = gap_s * lots.uniform(0.5, 1.0)
         while at_s < duration_s:
