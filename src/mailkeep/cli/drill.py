@@ -264,7 +264,7 @@ def _ledger_lines(run: "Run") -> list[str]:
     found = run.figures
     told = [("seed", str(run.plan.seed)), ("struck", _counted(run.struck)), ("on", _worded(run.conditions))]
     if found is None:
-        told.append(("ledger", "none: without a drain there is no verdict"))
+        told.append(("ledger", "none: the run did not come to its end"))
     else:
         told += [
             ("accepted", f"{found.accepted} mails, {found.at_most_once} of them at_most_once"),

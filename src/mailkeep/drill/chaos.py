@@ -209,6 +209,7 @@ class Chaos:
     def _begin(self) -> str:
         self._await_all()
         _ask(self._deployment.dsn, watch)
+        self._set_mode(CALM_MODE, float("inf"))
         return f"{len(self._places)} replicas; seed {self._plan.seed}"
 
     def _await_all(self) -> None:

@@ -43,6 +43,8 @@ class SteadyLoad:
         self.submissions: list[Submission] = []
         self.refused: list[Submission] = []
         """Those that were refused for good: none should be."""
+        self.accepted_count = 0
+        self._counting = threading.Lock()
         self._waiting: queue.Queue[Submission | None] = queue.Queue(MAX_WAITING)
         self._has_ended, self._gives_up = threading.Event(), threading.Event()
         self._feeder = threading.Thread(target=self._feed, name="feeder", daemon=True)
@@ -50,11 +52,6 @@ class SteadyLoad:
             threading.Thread(target=self._produce, args=(first,), name="producer", daemon=True)
             for first in range(PRODUCERS)
         ]
-
-    @property
-    def accepted_count(self) -> int:
-        """How many were acknowledged so far."""
-        return sum(bool(submission.ids) for submission in list(self.submissions))
 
     def start(self) -> None:
         """Begin to submit."""
@@ -119,14 +116,20 @@ class SteadyLoad:
                     answer = post(connections[next(ports)], submission)
                 submission.answers.append(answer)
                 if answer is not None and not _passes(answer):
-                    if answer.delivery_id is None:
-                        self.refused.append(submission)
+                    self._note(submission, answer)
                     break
                 self._gives_up.wait(PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
         for connection in connections.values():
             connection.close()
         if stream is not None:
             stream.close()
+
+    def _note(self, submission: Submission, answer: Answer) -> None:
+        if answer.delivery_id is None:
+            self.refused.append(submission)
+            return
+        with self._counting:
+            self.accepted_count += 1
 
 
 def _passes(answer: Answer) -> bool:
