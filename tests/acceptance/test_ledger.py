@@ -19,6 +19,8 @@ ANN, BOB = "ann@sinkhole.test", "bob@sinkhole.test"
 DELIVERED = Attempt(1, "provider_accepted", "delivered")
 ABANDONED = Attempt(1, "abandoned", "unknown")
 REFUSED = Attempt(1, "provider_rejected", "not_delivered")
+HELD = {"status": "held", "history": ("sending", "held"), "recipient_states": "o", "attempts": (ABANDONED,)}
+DEAD = {"status": "dead_letter", "history": ("sending", "dead_letter"), "recipient_states": "o"}
 BIRTH_TO_SENT = ("sending", "sent")
 TAKEN_OVER = ("sending", "rendered", "sending", "sent")
 
@@ -86,6 +88,22 @@ RIGHT = {
     ),
 }
 
+
+def poisoned():
+    """Return the ledger of a mail that outlived three replicas."""
+    lost = tuple(msgspec.structs.replace(ABANDONED, number=number) for number in (1, 2, 3))
+    history = ("sending", "rendered", "sending", "rendered", "sending", "dead_letter")
+    return ledger(
+        stored=delivery(**DEAD | {"history": history}, attempts=lost),
+        copies=(),
+        dead_letters=frozenset({"d1"}),
+        ends=frozenset({DeliveryStatus.DEAD_LETTER}),
+        rungs=5,
+    )
+
+
+RIGHT["poison"] = poisoned()
+
 WRONG = {
     "a 2xx that is not stored": ("lost", ledger(stored=None, keys={}, copies=())),
     "a 2xx whose row vanished, its key did not": ("lost", ledger(stored=None)),
@@ -108,7 +126,16 @@ WRONG = {
         "ended",
         ledger(stored=delivery(status="rendered", history=("rendered",), recipient_states="o")),
     ),
-    "dead too early": (
+    "held without at_most_once": ("held", ledger(stored=delivery(**HELD))),
+    "held although nothing is unknown": (
+        "held",
+        ledger(stored=delivery(**HELD | {"attempts": (REFUSED,)}, guarantee="at_most_once")),
+    ),
+    "dead with rungs left": (
+        "dead too early",
+        ledger(stored=delivery(**DEAD, attempts=(REFUSED,)), dead_letters=frozenset({"d1"}), rungs=5),
+    ),
+    "dead where nobody may die": (
         "ended",
         ledger(
             stored=delivery(status="dead_letter", history=("sending", "dead_letter")),
@@ -197,6 +224,6 @@ def test_a_wrong_ledger_is_caught(rule, wrong):
 
 def test_what_may_be_held_is_said():
     """A delivery that waits for a person is a fault unless the test expects it."""
-    held = delivery(status="held", history=("sending", "held"), recipient_states="o", attempts=(ABANDONED,))
+    held = delivery(guarantee="at_most_once", **HELD)
     assert [broken.rule for broken in broken_rules(ledger(stored=held))] == ["ended"]
     check_ledger(ledger(stored=held, ends=frozenset({DeliveryStatus.HELD})))
