@@ -13,9 +13,8 @@ def migrate(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
     import asyncio
     import json
 
-    import asyncpg
-
     from mailkeep.cli.output import EXIT_UNAVAILABLE, fail, load_settings
+    from mailkeep.store.connect import connect
     from mailkeep.store.errors import StoreUnavailableError, translated
     from mailkeep.store.migrate import MigrationError
     from mailkeep.store.migrate import migrate as apply
@@ -27,7 +26,7 @@ def migrate(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
 
     async def run() -> list[str]:
         with translated():
-            connection = await asyncpg.connect(dsn.reveal(), timeout=10)
+            connection = await connect(dsn.reveal())
             try:
                 return [f"{step.version:04d}_{step.name}" for step in await apply(connection)]
             finally:

@@ -35,7 +35,7 @@ class Replica:
         self._ttl_s = ttl_s
         self._beaten_at = -float("inf")  # monotonic, taken before the beat was sent
         self._in_touch_since = float("inf")  # monotonic
-        self._clock_offset_s = 0.0
+        self._clock_offset_s = time.time() - time.monotonic()
         self._beating: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("replica")
         self.id = new_id(time.time())
@@ -55,8 +55,8 @@ class Replica:
         return self.may_send and time.monotonic() - self._in_touch_since >= self._ttl_s
 
     def now_s(self) -> float:
-        """Return the database's clock in Unix seconds, as known from the last beat."""
-        return time.time() + self._clock_offset_s
+        """Return the database's clock in Unix seconds, as known from the last beat; a clock that jumps here moves nothing."""
+        return time.monotonic() + self._clock_offset_s
 
     def holds(self, replica_id: UUID) -> bool:
         """Whether a claim made under `replica_id` is this replica's and may still be worked on."""
@@ -104,8 +104,12 @@ class Replica:
         began = time.monotonic()
         # A beat that hangs is one that failed. Not `wait_for`: before Python 3.12 it may swallow an order to stop.
         with translated():
-            async with asyncio.timeout(self._ttl_s):
-                now = await self._store.beat(self.id, self.in_flight, self.hops_out)
+            try:
+                async with asyncio.timeout(self._ttl_s):
+                    now = await self._store.beat(self.id, self.in_flight, self.hops_out)
+            except TimeoutError:
+                await self._store.renew_connections()
+                raise
         if now is None:
             lost = self.id
             await self._register()
@@ -119,4 +123,4 @@ class Replica:
         if not self.may_send and self._beating is not None:
             self._in_touch_since = time.monotonic()
         self._beaten_at = began
-        self._clock_offset_s = now.timestamp() - time.time()
+        self._clock_offset_s = now.timestamp() - time.monotonic()

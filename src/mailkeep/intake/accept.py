@@ -6,7 +6,9 @@ is born claimed and handed to them in memory after the commit, so that the fast 
 """
 
 import asyncio
+import contextlib
 import hashlib
+import random
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -34,7 +36,7 @@ from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.intake.signing import Signer
 from mailkeep.smtp.routes import Routes
-from mailkeep.store.errors import StoreError, StoreRefusedError
+from mailkeep.store.errors import StoreError, StoreRefusedError, StoreUnavailableError
 from mailkeep.store.group_commit import GroupCommit, OverloadedError
 from mailkeep.store.postgres import Store, Stored
 from mailkeep.telemetry import metrics
@@ -46,6 +48,9 @@ AUTOMATIC: Final = (("Auto-Submitted", "auto-generated"),)
 """RFC 3834: so that nobody's holiday notice answers a login code. Mail that people wrote (`relay`) has none."""
 ONE_CLICK: Final = ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")
 """RFC 8058: that posting to the URL of List-Unsubscribe is enough."""
+DOUBT_WAITS_S: Final = (0.1, 0.3, 1.0, 2.0)
+"""Before PostgreSQL is asked what became of a commit whose answer was lost: a connection is made anew at once, a restart or a
+switchover takes seconds. After that the caller is told to repeat."""
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -184,6 +189,10 @@ class Accept:
         holder = (await self._store.find_keys([(command.source, key)])).get((command.source, key))
         return _replay(holder, fingerprint(command, self._store.hash_key)) if holder else None
 
+    def now_s(self) -> float:
+        """Return the database's clock in Unix seconds: that of this machine decides nothing."""
+        return self._replica.now_s()
+
     async def drain(self) -> None:
         """Wait until every commit under way is done."""
         for commits in self._committing.values():
@@ -198,7 +207,7 @@ class Accept:
         delivery_id: UUID | None,
         traceparent: str | None,
     ) -> NewDelivery:
-        now_s = self._replica.now_s()
+        now_s = self.now_s()
         new_delivery_id = delivery_id or new_id(now_s)
         content = self._render(command)
         rendered = content if isinstance(content, Rendered) else None
@@ -325,9 +334,9 @@ class Accept:
             await self.right_of_way.let_pass()
         reach(FaultPoint.ACCEPT_BEFORE_COMMIT)
         try:
-            answers = await self._store.accept(replica_id, batch)
+            answers = await self._store_surely(replica_id, batch)
         except BaseException:
-            # In doubt, some may be stored all the same: the scheduler gives claims without a holder back.
+            # Still in doubt, some may be stored all the same: the scheduler gives claims without a holder back.
             for new in batch:
                 self._withdraw(new)
             raise
@@ -343,6 +352,19 @@ class Accept:
                 self._on_waiting()
         reach(FaultPoint.HANDED_OVER)
         return answers
+
+    async def _store_surely(self, replica_id: UUID, batch: list[NewDelivery]) -> Sequence[Stored]:
+        try:
+            return await self._store.accept(replica_id, batch)
+        except StoreUnavailableError as fault:
+            if not fault.in_doubt:
+                raise
+            doubt = fault
+        for wait_s in DOUBT_WAITS_S:
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+            with contextlib.suppress(StoreUnavailableError):
+                return await self._store.accept_again(replica_id, batch)
+        raise doubt
 
     def _withdraw(self, new: NewDelivery) -> None:
         if new.status is DeliveryStatus.SENDING and self._pool.held.get(new.id, new) is None:

@@ -15,7 +15,6 @@ Never logs or answers what a request holds. Called by uvicorn, see `mailkeep.int
 import asyncio
 import hmac
 import re
-import time
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -312,7 +311,7 @@ class InternalHttpApp:
         return await self._accept.accept(
             parse_request(delivery, self._accept.policy.rules),
             key=key or delivery.idempotency_key,
-            delivery_id=None if delivery_id is None else parse_delivery_id(delivery_id, time.time()),
+            delivery_id=None if delivery_id is None else parse_delivery_id(delivery_id, self._accept.now_s()),
             traceparent=delivery.traceparent or traceparent,
         )
 

@@ -8,6 +8,7 @@ StoreError
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import asyncpg
 
@@ -28,6 +29,12 @@ class StoreRefusedError(StoreError):
     """PostgreSQL refused the data."""
 
 
+ROLLED_BACK: Final = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
+)
+"""PostgreSQL did nothing of the statement because another stood in its way: run again, it may do all of it."""
 _REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 _SURELY_NOT_COMMITTED = (
     asyncpg.CannotConnectNowError,
@@ -54,8 +61,11 @@ _IN_DOUBT = (
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn the driver's exceptions into `StoreError`s; programming faults pass through untouched."""
+def translated(*, sent: bool = True) -> Iterator[None]:
+    """Turn the driver's exceptions into `StoreError`s; programming faults pass through untouched.
+
+    Before a statement was `sent` (no connection could be had) nothing is in doubt.
+    """
     try:
         yield
     except _REFUSED as fault:
@@ -65,7 +75,7 @@ def translated() -> Iterator[None]:
     except _SURELY_NOT_COMMITTED as fault:
         raise _unavailable(fault, in_doubt=False) from fault
     except _IN_DOUBT as fault:
-        raise _unavailable(fault, in_doubt=True) from fault
+        raise _unavailable(fault, in_doubt=sent) from fault
 
 
 def _unavailable(fault: Exception, *, in_doubt: bool) -> StoreUnavailableError:

@@ -1,23 +1,22 @@
 """Hears what PostgreSQL notifies on a connection of its own and wakes who waits for it; reconnects for ever.
 
-Notifications only shorten a wait: a lost one costs no more than the scheduler's longest sleep. So where sessions are not
-kept (PgBouncer in transaction mode) everything still works.
+Notifications only shorten a wait: a lost one costs no more than the scheduler's longest sleep. So behind a pooler, which
+keeps no session to listen on, nobody listens, and everything still works.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
 
-import asyncpg
 import structlog
 
+from mailkeep.store.connect import connect, is_pooled
 from mailkeep.store.errors import StoreUnavailableError, translated
 
 DUE: Final = "mail_due"
 ENQUEUED: Final = "mail_enqueued"
 PROBE: Final = "mail_probe"
 RECONNECT_S: Final = 2.0
-CONNECT_TIMEOUT_S: Final = 5.0
 
 
 class NotificationListener:
@@ -40,8 +39,12 @@ class NotificationListener:
     async def _listen(self) -> None:
         closed = asyncio.Event()
         with translated():
-            connection = await asyncpg.connect(self._dsn, timeout=CONNECT_TIMEOUT_S)
+            connection = await connect(self._dsn)
             try:
+                if await is_pooled(connection):
+                    self._log.info("a pooler stands before PostgreSQL: new mail is looked for, not heard of")
+                    await connection.close()
+                    await asyncio.Event().wait()
                 connection.add_termination_listener(lambda _connection: closed.set())
                 for channel in self._wakes:
                     await connection.add_listener(channel, self._hear)

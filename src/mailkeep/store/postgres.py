@@ -7,7 +7,7 @@ only. The verbs of the hot path (`accept`, `finish`) take batches; `GroupCommit`
 import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 from uuid import UUID
@@ -31,7 +31,14 @@ from mailkeep.core.queue import (
 )
 from mailkeep.core.suppression import MAX_EVIDENCE_CHARS, USUAL_TTL_S
 from mailkeep.store.columns import column
-from mailkeep.store.errors import StoreError, StoreRefusedError, StoreUnavailableError, translated
+from mailkeep.store.errors import (
+    ROLLED_BACK,
+    StoreError,
+    StoreRefusedError,
+    StoreUnavailableError,
+    translated,
+)
+from mailkeep.store.connect import CONNECT_TIMEOUT_S, connect, is_pooled, notice_silence
 from mailkeep.store.migrate import Connection, migrate
 from mailkeep.store.queries import query
 
@@ -39,7 +46,8 @@ ROLLBACK_WAITS_S: Final = (0.01, 0.05, 0.2)
 """Before a statement that PostgreSQL rolled back (deadlock, serialization) is run again: nothing of it was done."""
 COMMAND_TIMEOUT_S: Final = 30.0
 """A statement that takes longer is given up as in doubt: a silent network must not hold a worker."""
-CONNECT_TIMEOUT_S: Final = 5.0
+PREPARED: Final = 100
+"""Statements that stay prepared on a connection: more than there are."""
 ACQUIRE_TIMEOUT_S: Final = 10.0
 INLINE_MESSAGE_BYTES: Final = 256 * 1024
 """Messages up to this size come with their claim; larger ones are loaded when their attempt begins."""
@@ -54,13 +62,20 @@ _NONE_OUT: Final[Mapping[str, HopOut]] = {}
 # The hot statements reach rows by index only. A plan made while the tables were empty would otherwise be kept, with
 # its sequential scans, while they fill.
 _PLANNER: Final = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
+_PLAN_LOCALLY: Final = "; ".join(f"SET LOCAL {name} = {value}" for name, value in _PLANNER.items())
 
 
 class Store:
-    """The queue in PostgreSQL. Open it with `Store.open`, close it with `close`."""
+    """The queue in PostgreSQL. Open it with `Store.open`, close it with `close`.
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", hash_key: bytes) -> None:
+    Behind a pooler each statement is a transaction that says so, since only within one its parts meet the same server.
+    """
+
+    def __init__(
+        self, pool: "asyncpg.Pool[asyncpg.Record]", hash_key: bytes, *, is_pooled: bool = False
+    ) -> None:
         self._pool = pool
+        self._is_pooled = is_pooled
         self.hash_key = hash_key
 
     @classmethod
@@ -70,20 +85,21 @@ class Store:
         Raises `StoreUnavailableError` when PostgreSQL can't be reached, `MigrationError` when the schema can't be used.
         """
         with translated():
+            hash_key, pooled = await _bring_up_to_date(dsn)
+            session = {"application_name": application_name, "timezone": "UTC"}
             pool = await asyncpg.create_pool(
                 dsn,
                 min_size=min(2, pool_size),
                 max_size=pool_size,
                 command_timeout=COMMAND_TIMEOUT_S,
+                init=notice_silence,
                 reset=_keep_as_it_is,
                 timeout=CONNECT_TIMEOUT_S,
-                server_settings={"application_name": application_name, "timezone": "UTC", **_PLANNER},
+                server_settings=session if pooled else session | _PLANNER,
+                statement_cache_size=0 if pooled else PREPARED,
             )
+            store = cls(pool, hash_key, is_pooled=pooled)
             try:
-                async with pool.acquire() as connection:
-                    await migrate(connection)
-                    hash_key: bytes = await connection.fetchval(query("hash_key"))
-                store = cls(pool, hash_key)
                 await store.ensure_partitions()
             except BaseException:
                 pool.terminate()
@@ -98,22 +114,32 @@ class Store:
         except TimeoutError:
             self._pool.terminate()
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
-        """Lend a connection for reads; the driver's errors come out as `StoreError`s."""
-        with translated():
-            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-                yield connection
-
     async def fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
-        """Run the named statement and return its rows; one that lost a deadlock is repeated, a bounded number of times."""
-        async with self.connection() as connection:
+        """Run the named statement and return its rows; one that PostgreSQL rolled back is repeated, a bounded number of times."""
+        with translated():
             for wait_s in ROLLBACK_WAITS_S:
                 try:
-                    return await connection.fetch(query(name), *arguments)
-                except asyncpg.TransactionRollbackError:
+                    return await self._run(name, arguments)
+                except ROLLED_BACK:
                     await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
-            return await connection.fetch(query(name), *arguments)
+            return await self._run(name, arguments)
+
+    async def _run(self, name: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
+        async with AsyncExitStack() as lending:
+            with translated(sent=False):
+                lent = self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+                connection = await lending.enter_async_context(lent)
+            try:
+                if self._is_pooled:
+                    await lending.enter_async_context(_pinned(connection))
+                return await connection.fetch(query(name), *arguments)
+            except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
+                await self.renew_connections()
+                raise
+
+    async def renew_connections(self) -> None:
+        """Make every connection anew before its next use: one that fell silent, or leads to a server that was demoted, speaks for all."""
+        await self._pool.expire_connections()
 
     # -- intake ------------------------------------------------------------------------------------------------
 
@@ -132,6 +158,24 @@ class Store:
             return [(await self.accept(replica_id, [new]))[0] for new in batch]
         stored = {row["id"]: row["recipient_states"] for row in rows}
         return await self._answers(batch, stored)
+
+    async def accept_again(self, replica_id: UUID, batch: Sequence[NewDelivery]) -> list[Stored]:
+        """Store what is not stored yet of a batch whose commit was in doubt; answers as `accept` does.
+
+        Its keys tell what was stored, also where that commit is still under way: then its end is waited for. What was born
+        claimed then, and still is, is answered as newly stored; the rest by the holder of its key.
+        """
+        answers = await self.accept(replica_id, batch)
+        born = {
+            row["id"]: row["recipient_states"]
+            for row in await self.fetch("find_born", replica_id, [new.id for new in batch])
+        }
+        return [
+            _born(new, born[new.id])
+            if isinstance(answer, KeyHolder) and new.status is DeliveryStatus.SENDING and new.id in born
+            else answer
+            for new, answer in zip(batch, answers, strict=True)
+        ]
 
     async def _answers(self, batch: Sequence[NewDelivery], stored: Mapping[UUID, str | None]) -> list[Stored]:
         taken = [(new.source, new.idempotency_key) for new in batch if new.id not in stored]
@@ -294,6 +338,25 @@ class Store:
     async def ensure_partitions(self, days_behind: int = PARTITION_DAYS_BEHIND) -> None:
         """Make the partitions of the days around now."""
         await self.fetch("ensure_partitions", days_behind, PARTITION_DAYS_AHEAD)
+
+
+async def _bring_up_to_date(dsn: str) -> tuple[bytes, bool]:
+    """Migrate the schema; answers the deployment's key, and whether a pooler stands before the database."""
+    connection = await connect(dsn)
+    try:
+        await migrate(connection)
+        async with connection.transaction():
+            hash_key: bytes = await connection.fetchval(query("hash_key"))
+        return hash_key, await is_pooled(connection)
+    finally:
+        await connection.close(timeout=CONNECT_TIMEOUT_S)
+
+
+@asynccontextmanager
+async def _pinned(connection: Connection) -> AsyncIterator[None]:
+    async with connection.transaction():
+        await connection.execute(_PLAN_LOCALLY)
+        yield
 
 
 async def _keep_as_it_is(_connection: object) -> None:
