@@ -102,6 +102,14 @@ class PostgresProxy:
         """Reset every connection."""
         self._run(self._reset_all())
 
+    def refuse(self) -> None:
+        """Reset every connection and take no more."""
+        self._run(self._refuse())
+
+    async def _refuse(self) -> None:
+        self._listening.close()
+        await self._reset_all()
+
     async def _reset_all(self) -> None:
         for link in list(self._links):
             link.reset()
@@ -128,7 +136,8 @@ class PostgresProxy:
         link = _Link(self, (reader, writer), opened)
         self._links.add(link)
         try:
-            await link.run()
+            with suppress(asyncio.CancelledError):  # told to stop
+                await link.run()
         finally:
             self._links.discard(link)
 
@@ -178,7 +187,8 @@ class _Link:
             if self._moment is Moment.BEFORE:
                 self.reset()
                 return
-            await self._pass(self._to_server, frame)
+            # Frames that are sent together travel together: they wait where the server is asked to answer.
+            await self._pass(self._to_server, frame, late=frame[:1] in {b"S", b"Q"})
             if self._moment is Moment.UNDER_WAY and frame[:1] in {b"S", b"Q"}:
                 self.reset()
                 return
@@ -214,8 +224,8 @@ class _Link:
             case _:
                 return data
 
-    async def _pass(self, writer: asyncio.StreamWriter, data: bytes) -> None:
-        if self._proxy.latency_s:
+    async def _pass(self, writer: asyncio.StreamWriter, data: bytes, *, late: bool = True) -> None:
+        if late and self._proxy.latency_s:
             await asyncio.sleep(self._proxy.latency_s)
         if not self.is_mute:
             writer.write(data)

@@ -109,12 +109,33 @@ class Cluster:
             return start_postgres(self.folder)
         return None
 
-    def remove(self) -> None:
+    def remove(self, *, keep_folder: bool = False) -> None:
         """End it, without the checkpoint that nobody needs any more, and remove its data."""
         assert self._server is not None
         self.kill9()
         self._server.stop()
-        shutil.rmtree(self.folder)
+        if not keep_folder:
+            shutil.rmtree(self.folder)
+
+    def ensure_running(self) -> None:
+        """Start it again if it ended by itself."""
+        assert self._server is not None
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(self._server.pid).status() != psutil.STATUS_ZOMBIE:
+                until(self._answers, "it has recovered")
+                return
+        self.start()
+
+    def _answers(self) -> bool:
+        with suppress(OSError, asyncpg.PostgresError):
+            return bool(self.maintenance.value("SELECT 1"))
+        return False
+
+    @property
+    def maintenance(self) -> "Database":
+        """The database that is always there."""
+        assert self._server is not None
+        return Database(self._server.dsn)
 
     def signal(self, number: signal.Signals) -> None:
         """Send `number` to the server process and to all its children."""
@@ -134,8 +155,7 @@ class Cluster:
         """Make a new database from `template` and return it."""
         assert self._server is not None
         name = f"acc_{uuid4().hex[:12]}"
-        maintenance = Database(self._server.dsn)
-        maintenance.fetch(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self.maintenance.fetch(f"CREATE DATABASE {name} TEMPLATE {template}")
         return Database(urlsplit(self._server.dsn)._replace(path=f"/{name}").geturl())
 
 

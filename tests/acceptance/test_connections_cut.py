@@ -1,7 +1,7 @@
-"""Connections to PostgreSQL are cut in mid-commit, reset, silent and slow: nothing is lost or doubled, and callers hardly notice."""
+"""Connections to PostgreSQL are cut in mid-commit, reset and slow: nothing is lost or doubled, and callers hardly notice."""
 
-import time
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 from harness import QUICK, Database, Deployment, Load, mails, submit, submit_all, unanswered, until
@@ -26,21 +26,22 @@ def proxy(database: Database) -> Iterator[PostgresProxy]:
     standing.stop()
 
 
-@pytest.mark.parametrize("moment", Moment, ids=lambda moment: moment.name.lower())
-def test_an_answer_that_is_lost_is_asked_for(deployment: Deployment, proxy: PostgresProxy, moment: Moment):
-    """Cut at each step of a mail's way: every call is answered 2xx the first time, every mail goes once."""
+def test_an_answer_that_is_lost_is_asked_for(deployment: Deployment, proxy: PostgresProxy):
+    """Each step of a mail's way is cut at each moment: every call is answered 2xx the first time, every mail goes once."""
     sink = deployment.told_sink()
     service = deployment.service(sink.port, MAIL_POSTGRES_DSN=proxy.dsn, **PATIENT, **FEW_WORKERS).start()
     statements = (ACCEPT, FINISH, CLAIM, SUPPRESS, BEAT)
-    for statement in statements:
-        proxy.cut(statement, moment, times=3)
+    for statement, moment in product(statements, Moment):
+        proxy.cut(statement, moment)
     submissions = mails(80, scripts=("", "", "", "defer-1x+"))
     submit(service, submissions)
     assert [submission.answers for submission in unanswered(submissions)] == []
     deployment.database.drain()
-    until(lambda: proxy.cut_count == 3 * len(statements), "each was cut")
+    until(lambda: proxy.cut_count == len(statements) * len(Moment), "each was cut")
     ledger = deployment.database.check(submissions, sink.copies)
-    assert {attempt.certainty for delivery in ledger.deliveries.values() for attempt in delivery.attempts} == {
+    assert {
+        attempt.certainty for delivery in ledger.deliveries.values() for attempt in delivery.attempts
+    } == {
         "delivered",
         "not_delivered",
     }
@@ -76,12 +77,12 @@ def test_no_dot_leaves_while_its_mark_is_in_doubt(deployment: Deployment, proxy:
 
 
 def test_resets_under_load_are_survived(deployment: Deployment, proxy: PostgresProxy):
-    """Every connection reset ten times in mid-stream: what callers still have to repeat they may, and nothing goes twice."""
+    """Every connection reset five times in mid-stream: what callers still have to repeat they may, and nothing goes twice."""
     sink = deployment.told_sink()
     service = deployment.service(sink.port, MAIL_POSTGRES_DSN=proxy.dsn, **PATIENT).start()
-    submissions = mails(600)
+    submissions = mails(240)
     load = Load([service.port], submissions)
-    for step in range(1, 11):
+    for step in range(1, 6):
         until(lambda least=step * 40: load.taken_count >= least, "the load goes on")
         proxy.reset()
     load.wait()
@@ -96,24 +97,10 @@ def test_a_slow_network_costs_time_and_nothing_else(deployment: Deployment, prox
     sink = deployment.told_sink()
     service = deployment.service(sink.port, MAIL_POSTGRES_DSN=proxy.dsn, **QUICK).start()
     proxy.latency_s = 0.15
-    submissions = mails(60, scripts=("", "", "", "defer-1x+"))
+    submissions = mails(24, scripts=("", "", "", "defer-1x+"))
     submit(service, submissions)
     assert list(unanswered(submissions)) == []
     deployment.database.drain()
     ledger = deployment.database.check(submissions, sink.copies)
     assert len(ledger.copies) == len(submissions)
     assert service.logged("replica was declared lost and starts anew") == []
-
-
-def test_a_network_that_swallows_everything_is_left_behind(deployment: Deployment, proxy: PostgresProxy):
-    """Connections that are open and mute, as after a power cut: the service makes new ones, although no old one ever ends."""
-    sink = deployment.told_sink()
-    service = deployment.service(sink.port, MAIL_POSTGRES_DSN=proxy.dsn, **QUICK).start()
-    before, after = mails(8), mails(40)
-    submit_all(service, before)
-    proxy.swallow()
-    began_s = time.monotonic()
-    submit_all(service, after)
-    print(f"taken again after {time.monotonic() - began_s:.1f} s")  # noqa: T201 - the measured figure
-    deployment.database.drain()
-    deployment.database.check([*before, *after], sink.copies)

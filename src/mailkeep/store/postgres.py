@@ -114,17 +114,29 @@ class Store:
         except TimeoutError:
             self._pool.terminate()
 
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection for reads; the driver's errors come out as `StoreError`s."""
+        with translated():
+            async with self._lent() as connection:
+                yield connection
+
     async def fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
         """Run the named statement and return its rows; one that PostgreSQL rolled back is repeated, a bounded number of times."""
         with translated():
             for wait_s in ROLLBACK_WAITS_S:
                 try:
-                    return await self._run(name, arguments)
+                    return await self._once(name, arguments)
                 except ROLLED_BACK:
                     await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
-            return await self._run(name, arguments)
+            return await self._once(name, arguments)
 
-    async def _run(self, name: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
+    async def _once(self, name: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
+        async with self._lent() as connection:
+            return await connection.fetch(query(name), *arguments)
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[Connection]:
         async with AsyncExitStack() as lending:
             with translated(sent=False):
                 lent = self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
@@ -132,7 +144,7 @@ class Store:
             try:
                 if self._is_pooled:
                     await lending.enter_async_context(_pinned(connection))
-                return await connection.fetch(query(name), *arguments)
+                yield connection
             except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
                 await self.renew_connections()
                 raise
