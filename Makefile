@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := server,embedded,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test check crash-matrix format docs bench constraints clean
+.PHONY: help setup run demo test patroni check crash-matrix format docs bench constraints clean
 
 help: ## Show this
 	@echo "Mailkeep: durable outbound mail. Begin with: make demo"
@@ -23,6 +23,9 @@ demo: $(BIN)/.ready ## The same, ending after the examples
 
 test: $(BIN)/.ready ## Run the tests
 	$(BIN)/pytest -n auto --dist worksteal
+
+patroni: $(BIN)/.ready ## Fail over under load: PostgreSQL, Patroni, etcd and HAProxy of Debian
+	MAILKEEP_TEST_FAILOVER=1 $(BIN)/pytest -s tests/acceptance/test_patroni.py
 
 check: $(BIN)/.ready ## Run what CI runs: format, lint, layers, types, tests
 	$(BIN)/ruff format --check

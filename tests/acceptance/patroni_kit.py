@@ -16,16 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
 import psutil
 from harness import Database, free_port, until
 
 EXAMPLES: Final = Path(__file__).parents[2] / "docs/how-to/patroni"
-BINARIES: Final = (
-    "/usr/bin/patroni",
-    "/usr/bin/etcd",
-    "/usr/sbin/haproxy",
-    "/usr/lib/postgresql/15/bin/postgres",
-)
+POSTGRES: Final = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql/15/bin"))
+BINARIES: Final = ("/usr/bin/patroni", "/usr/bin/etcd", "/usr/sbin/haproxy", f"{POSTGRES}/postgres")
 NODES: Final = ("pg1", "pg2")
 REQUEST_S: Final = 10.0
 USER: Final = "postgres"
@@ -98,7 +95,7 @@ class PatroniCluster:
         synced = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
 
         def has_one() -> bool:
-            with suppress(OSError, Exception):
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 return bool(self.database.value(synced))
             return False
 
@@ -154,6 +151,7 @@ class PatroniCluster:
                 "10.0.0.21:2379": f"127.0.0.1:{self._etcd}",
                 "10.0.0.0/24": "127.0.0.0/8",
                 "/var/lib/postgresql/15/mail": str(self.folder / name),
+                "/usr/lib/postgresql/15/bin": str(POSTGRES),
                 "/var/run/postgresql": str(self.folder),
             },
         )

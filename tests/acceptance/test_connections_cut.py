@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 from harness import QUICK, Database, Deployment, Load, mails, submit, submit_all, unanswered, until
+
 from postgres_proxy import Moment, PostgresProxy
 
 ACCEPT = "-- Accept a batch"

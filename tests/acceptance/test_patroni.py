@@ -6,11 +6,12 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 from harness import PATIENCE_S, QUICK, Deployment, Service, mails, migrate, submit
-from ledger import Submission
+from ledger import Copy, Submission
 from patroni_kit import PatroniCluster, missing
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed (see .ci/run): {missing()}")
@@ -56,7 +57,7 @@ class Producer:
     def gap_s(self, since_s: float) -> float:
         """Return the longest time since `since_s` in which nothing was acknowledged."""
         times = sorted(at for at in self.answered_at_s if at >= since_s)
-        return max(after - before for before, after in zip(times, times[1:], strict=False))
+        return max(after - before for before, after in pairwise(times))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,9 @@ def database(cluster: PatroniCluster):
     return cluster.database
 
 
-def judge(deployment: Deployment, producer: Producer, copies: list, what: str, since_s: float) -> None:
+def judge(
+    deployment: Deployment, producer: Producer, copies: Callable[[], list[Copy]], what: str, since_s: float
+) -> None:
     """Drain, check the ledger and print what was seen."""
     producer.stop()
     deployment.database.drain()

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Self
 
 import asyncpg
 import pytest
@@ -116,7 +117,7 @@ class Hog:
         self._dsn, self._loop = database.dsn, asyncio.new_event_loop()
         self._held: list[asyncpg.Connection[asyncpg.Record]] = []
 
-    def __enter__(self) -> "Hog":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *fault: object) -> None:

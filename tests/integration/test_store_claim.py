@@ -251,3 +251,12 @@ async def test_what_waits_in_status_queued_is_claimed_with_its_command(store):
     await accepted(store, status=DeliveryStatus.QUEUED, message=None, command=b"{}")
     (claim,) = await store.claim_due(await replica(store), ANY, 1000)
     assert (claim.message, claim.command) == (None, b"{}")
+
+
+async def test_a_source_of_a_newer_version_is_claimed(store):
+    """While a deployment is upgraded, mail of a source that only the newer version knows is sent by the version before, too."""
+    await rows(store, "ALTER TABLE mail.deliveries DROP CONSTRAINT deliveries_source_known")
+    delivery_id = await accepted(store)
+    await rows(store, "UPDATE mail.deliveries SET source = 'pigeon' WHERE id = $1", delivery_id)
+    claims = await store.claim_due(await replica(store), ANY, 10)
+    assert [(claim.id, claim.source) for claim in claims] == [(delivery_id, "pigeon")]

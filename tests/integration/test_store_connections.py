@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from postgres_proxy import Moment, PostgresProxy
 from queue_kit import check_accounts, delivery, row
 
 from mailkeep.core.delivery import DeliveryStatus
@@ -19,6 +18,7 @@ from mailkeep.store import connect, postgres
 from mailkeep.store.embedded import start_postgres
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
+from postgres_proxy import Moment, PostgresProxy
 
 PATIENCE_S = 60.0
 

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from redis.exceptions import OutOfMemoryError
+from smtp_servers import free_port
 from stream_kit import GROUP, STREAM, Valkey, add, deliveries, drained, fields, malformed, pending, until
 
 from mailkeep.intake import redis_client, stream
@@ -216,3 +218,40 @@ async def test_a_consumer_of_long_ago_is_forgotten(valkey, serve, monkeypatch):
     await until(lambda: b"gone" not in names(), "it is forgotten")
     assert b"holder" in names()
     assert pending(valkey) == 1
+
+
+async def test_a_server_without_memory_is_read_on(streaming, valkey, dsn):
+    """OOM: producers are refused and told so; what they had added before is taken, and more when there is room again."""
+    await works(valkey, dsn, 1)
+    with valkey.client() as client:
+        client.config_set("maxmemory", "1")
+        with pytest.raises(OutOfMemoryError):
+            client.xadd(STREAM, fields(2))
+        client.config_set("maxmemory", "0")
+        client.xadd(STREAM, fields(3))
+        client.config_set("maxmemory", "1")
+    await drained(valkey)
+    assert set(await deliveries(dsn)) == {"order-1", "order-3"}
+    valkey.do("CONFIG", "SET", "maxmemory", "0")
+    await works(valkey, dsn, 4)
+
+
+async def test_a_slot_that_has_moved_is_survived(serve, dsn, log_lines, monkeypatch):
+    """MOVED and CLUSTERDOWN: a cluster that has the stream elsewhere, or nowhere, is complained of once and asked again."""
+    monkeypatch.setattr(stream, "RETRY_LAST_S", 0.5)
+    folder = Path(tempfile.mkdtemp(prefix="mk-valkey-"))
+    valkey = Valkey(folder, port=free_port()).start(
+        "--cluster-enabled", "yes", "--cluster-port", str(free_port())
+    )
+    try:
+        await serve(MAIL_REDIS_MASTER_ADDR=str(valkey.socket))
+        await until(
+            lambda: [line for line in said(log_lines, COMPLAINT) if "CLUSTERDOWN" in line["error"]],
+            "it is noticed",
+        )
+        valkey.do("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        await works(valkey, dsn, 1)
+        assert len(said(log_lines, RELIEF)) == 1
+    finally:
+        valkey.stop()
+        shutil.rmtree(folder)

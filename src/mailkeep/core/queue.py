@@ -76,7 +76,7 @@ class ClaimKey(msgspec.Struct):
 class Claim(ClaimKey):
     """One delivery that this replica may work on, until it gives it back or loses it."""
 
-    source: Source
+    source: str  # a newer version beside this one may know more of them
     delivery_class: DeliveryClass
     guarantee: Guarantee
     next_hop: str

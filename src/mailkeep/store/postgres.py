@@ -31,6 +31,7 @@ from mailkeep.core.queue import (
 )
 from mailkeep.core.suppression import MAX_EVIDENCE_CHARS, USUAL_TTL_S
 from mailkeep.store.columns import column
+from mailkeep.store.connect import CONNECT_TIMEOUT_S, connect, is_pooled, notice_silence
 from mailkeep.store.errors import (
     ROLLED_BACK,
     StoreError,
@@ -38,7 +39,6 @@ from mailkeep.store.errors import (
     StoreUnavailableError,
     translated,
 )
-from mailkeep.store.connect import CONNECT_TIMEOUT_S, connect, is_pooled, notice_silence
 from mailkeep.store.migrate import Connection, migrate
 from mailkeep.store.queries import query
 
@@ -381,7 +381,7 @@ def _claim(replica_id: UUID, row: asyncpg.Record) -> Claim:
         replica_id=replica_id,
         id=row["id"],
         token=row["claim_token"],
-        source=Source(row["source"]),
+        source=row["source"],
         delivery_class=DeliveryClass(row["class"]),
         guarantee=Guarantee(row["guarantee"]),
         next_hop=row["next_hop"],
