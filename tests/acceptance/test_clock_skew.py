@@ -10,6 +10,8 @@ import pytest
 from harness import QUICK, Database, Deployment, Service, mails, rendered, submit_all, until
 from ledger import Submission
 
+from mailkeep.core.ids import new_id
+
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 FIRST_WAIT_S = 0.2 * 0.9  # the ladder of QUICK with its least jitter
 SEND_IN_S = 5
@@ -42,6 +44,11 @@ def scheduled(database: Database, number: int) -> Submission:
     """Return a mail that must not leave before some seconds from now."""
     now_s = float(database.value("SELECT extract(epoch FROM now())"))
     return rendered([f"later-{number}@sinkhole.test"], send_at_ms=round((now_s + SEND_IN_S) * 1000))
+
+
+def own_id(database: Database) -> str:
+    """Return an id that a producer with a right clock makes."""
+    return str(new_id(float(database.value("SELECT extract(epoch FROM now())"))))
 
 
 def check_times(database: Database) -> None:
@@ -120,6 +127,11 @@ def test_a_clock_that_jumps_changes_nothing(deployment: Deployment):
     for offset in ("+1h", "-1h", "+30d", "-30d", "+0"):
         set_clock(offset)
         batch = mails(12, scripts=("", "", "", "defer-1x+"))
+        batch.append(
+            rendered(
+                [f"own-{offset[1:]}{len(submissions)}@sinkhole.test"], delivery_id=own_id(deployment.database)
+            )
+        )
         submit_all(wrong, batch)
         submissions += batch
     deployment.database.drain()

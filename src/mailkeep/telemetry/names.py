@@ -166,6 +166,11 @@ LOG_EVENTS: Final = (
         "listening for notifications interrupted",
         "Wake-up calls are missed until it reconnects; what they announce is found a second or two later.",
     ),
+    LogEvent(
+        "notification_listener",
+        "a pooler stands before PostgreSQL: new mail is looked for, not heard of",
+        "Every replica looks for new work by itself, at least every 2 seconds.",
+    ),
     LogEvent("command_consumer", "command consumer started", "Commands of the stream are taken from now on."),
     LogEvent("command_consumer", "command consumer stopped", "No more commands of the stream are taken."),
     LogEvent(
