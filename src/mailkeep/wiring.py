@@ -29,6 +29,7 @@ from mailkeep.intake.accept import Accept, AcceptPolicy
 from mailkeep.intake.commands import CommandIntake
 from mailkeep.intake.http import InternalHttpApp
 from mailkeep.intake.listener import InternalHttpListener
+from mailkeep.intake.listener_tls import ListenerTls
 from mailkeep.intake.signing import Signer
 from mailkeep.intake.sql import EnqueuedConsumer
 from mailkeep.operator.api import operator_api
@@ -42,6 +43,7 @@ from mailkeep.store.listener import DUE, ENQUEUED, PROBE, NotificationListener
 from mailkeep.store.migrate import MigrationError
 from mailkeep.store.postgres import Store
 from mailkeep.store.retention import Retention
+from mailkeep.store.sealing import PayloadKeys, PayloadKeysError
 from mailkeep.templates.catalog import SHIPPED_CATALOG, Catalog, CatalogError
 
 INTAKE_SHARE: Final = 0.5
@@ -186,7 +188,8 @@ class Service:
             tokens=tuple(token.reveal() for token in settings.internal_http_tokens),
         )
         address = settings.internal_http_addr
-        listener = InternalHttpListener(app, address.host, address.port, listening=listening)
+        tls = listener_tls(settings)
+        listener = InternalHttpListener(app, address.host, address.port, listening=listening, tls=tls)
         try:
             await listener.start()
         except OSError as fault:
@@ -196,7 +199,7 @@ class Service:
                 unavailable=False,
             ) from fault
         self._listener = listener
-        self._log.info("internal http listener started", port=listener.port)
+        self._log.info("internal http listener started", port=listener.port, tls=tls is not None)
 
     @property
     def http_address(self) -> Endpoint:
@@ -277,12 +280,32 @@ async def open_store(settings: Settings) -> Store:
             "MAIL_POSTGRES_DSN is not set; set it, or run `mailkeep dev` for an embedded server",
             unavailable=False,
         )
+    keys = load_payload_keys(settings)
     try:
-        return await Store.open(settings.postgres_dsn.reveal(), pool_size=settings.postgres_pool_size)
+        store = await Store.open(
+            settings.postgres_dsn.reveal(), pool_size=settings.postgres_pool_size, payload_keys=keys
+        )
+        try:
+            await store.use_payload_keys()
+        except BaseException:
+            await store.close()
+            raise
+        return store
+    except PayloadKeysError as fault:
+        raise StartError(f"MAIL_PAYLOAD_KEYS_FILE {fault}", unavailable=False) from fault
     except StoreUnavailableError as fault:
         raise StartError(f"can't open {settings.postgres_dsn.place}: {fault}", unavailable=True) from fault
     except MigrationError as fault:
         raise StartError(str(fault), unavailable=False) from fault
+
+
+def load_payload_keys(settings: Settings) -> PayloadKeys:
+    """Read the keys that seal payloads; none: they are not sealed. Raises `StartError`."""
+    path = settings.payload_keys_file
+    try:
+        return PayloadKeys() if path is None else PayloadKeys.load(path)
+    except PayloadKeysError as fault:
+        raise StartError(f"MAIL_PAYLOAD_KEYS_FILE {fault}", unavailable=False) from fault
 
 
 def load_catalog(settings: Settings) -> Catalog:
@@ -312,6 +335,23 @@ def load_keyring(settings: Settings) -> Keyring | None:
             unavailable=False,
         )
     return keyring
+
+
+def listener_tls(settings: Settings) -> ListenerTls | None:
+    """Return the TLS of the internal listener, None: it speaks HTTP. Raises `StartError`."""
+    if settings.internal_http_tls_cert is None:
+        return None
+    try:
+        return ListenerTls(
+            settings.internal_http_tls_cert,
+            settings.internal_http_tls_key,
+            client_ca=settings.internal_http_tls_client_ca,
+            client_names=settings.internal_http_tls_client_names,
+        )
+    except OSError as fault:
+        raise StartError(
+            f"the files of MAIL_INTERNAL_HTTP_TLS_* can't be used: {fault.strerror}", unavailable=False
+        ) from fault
 
 
 def accept_policy(settings: Settings) -> AcceptPolicy:

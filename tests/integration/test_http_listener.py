@@ -13,6 +13,7 @@ from http_kit import DELIVERIES, command
 
 from mailkeep.intake import listener as listener_module
 from mailkeep.intake.listener import MAX_HEAD_BYTES, InternalHttpListener, listen
+from mailkeep.intake.listener_tls import ListenerTls
 
 HOST = "127.0.0.1"
 REQUEST_TIMEOUT_S = 0.6
@@ -297,13 +298,13 @@ async def test_a_stop_cuts_what_takes_too_long(listening):
         assert await rest(reader) == b""
 
 
-async def test_tls_is_spoken_where_it_is_given(app):
+async def test_tls_is_spoken_where_it_is_given(app, tmp_path):
     """With a TLS context the listener speaks HTTPS only."""
-    authority = trustme.CA()
-    server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
-    authority.issue_cert("localhost").configure_cert(server)
+    authority, client = trustme.CA(), ssl.create_default_context()
+    certificate = tmp_path / "server.pem"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(certificate))
     authority.configure_trust(client)
-    listener = InternalHttpListener(app, HOST, 0, tls=server)
+    listener = InternalHttpListener(app, HOST, 0, tls=ListenerTls(certificate))
     await listener.start()
     async with httpx2.AsyncClient(verify=client) as calling:
         answer = await calling.post(f"https://localhost:{listener.port}/", content=b"secret")

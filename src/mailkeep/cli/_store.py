@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mailkeep.operator.queue import OperatorQueue
     from mailkeep.settings import Dsn
     from mailkeep.store.postgres import Store
+    from mailkeep.store.sealing import PayloadKeys
 
 T = TypeVar("T")
 
@@ -19,8 +20,11 @@ async def open_store() -> AsyncIterator["Store"]:
     from mailkeep.store.migrate import MigrationError
     from mailkeep.store.postgres import Store
 
+    dsn, keys = _dsn(), _payload_keys()
     try:
-        store = await Store.open(_dsn().reveal(), pool_size=2, application_name="mailkeep queue")
+        store = await Store.open(
+            dsn.reveal(), pool_size=2, application_name="mailkeep queue", payload_keys=keys
+        )
     except MigrationError as fault:
         fail(str(fault))
     try:
@@ -56,6 +60,17 @@ def ask_store(question: Callable[["Store"], Awaitable[T]]) -> T:
         raise typer.BadParameter(f"{fault.field} {fault.message}") from fault
     except StoreUnavailableError as fault:
         fail(f"can't reach {_dsn()}: {fault}", EXIT_UNAVAILABLE)
+
+
+def _payload_keys() -> "PayloadKeys":
+    from mailkeep.cli.output import EXIT_CONFIG, fail, load_settings
+    from mailkeep.store.sealing import PayloadKeys, PayloadKeysError
+
+    path = load_settings(find_dev=True).payload_keys_file
+    try:
+        return PayloadKeys() if path is None else PayloadKeys.load(path)
+    except PayloadKeysError as fault:
+        fail(f"MAIL_PAYLOAD_KEYS_FILE {fault}", EXIT_CONFIG)
 
 
 def _dsn() -> "Dsn":

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 if TYPE_CHECKING:
+    import ssl
+
     from mailkeep.settings import Endpoint
 
 MAX_HEAD_BYTES: Final = 16 * 1024  # of the answer's head; ours has a few hundred
@@ -23,29 +25,32 @@ def healthcheck(
 ) -> None:
     """Ask the service at MAIL_INTERNAL_HTTP_ADDR whether it answers: exit code 0 if it does, else 1.
 
-    With tokens configured the first of MAIL_INTERNAL_HTTP_TOKENS is shown.
+    With tokens configured the first of MAIL_INTERNAL_HTTP_TOKENS is shown; with TLS the service must have the certificate
+    that is configured here, and MAIL_INTERNAL_HTTP_CLIENT_CERT is shown to it.
     """
     import asyncio
 
+    from mailkeep.cli._listener import client_tls
     from mailkeep.cli.output import EXIT_FAILED, fail, load_settings
 
     settings = load_settings(EXIT_FAILED)  # 78 would be no answer that a container runtime knows
     tokens = settings.internal_http_tokens
-    problem = asyncio.run(
-        _problem(settings.internal_http_addr, tokens[0].reveal() if tokens else None, timeout_s)
-    )
+    token, tls = tokens[0].reveal() if tokens else None, client_tls(settings)
+    problem = asyncio.run(_problem(settings.internal_http_addr, token, tls, timeout_s))
     if problem:
         fail(f"{settings.internal_http_addr} {problem}")
     print(f"{settings.internal_http_addr} answers")
 
 
-async def _problem(endpoint: "Endpoint", token: str | None, timeout_s: float) -> str | None:
+async def _problem(
+    endpoint: "Endpoint", token: str | None, tls: "ssl.SSLContext | None", timeout_s: float
+) -> str | None:
     """Return what is wrong with the service at `endpoint`, None if nothing is."""
     import asyncio
 
     try:
         async with asyncio.timeout(timeout_s):
-            head = await _answer_head(endpoint, token)
+            head = await _answer_head(endpoint, token, tls)
     except TimeoutError:
         return f"did not answer within {timeout_s:g} s"
     except ConnectionRefusedError:
@@ -61,10 +66,12 @@ async def _problem(endpoint: "Endpoint", token: str | None, timeout_s: float) ->
     return f"gave the smoke request an unexpected answer (HTTP {' '.join(code) or 'none'}); is it Mailkeep?"
 
 
-async def _answer_head(endpoint: "Endpoint", token: str | None) -> str:
+async def _answer_head(endpoint: "Endpoint", token: str | None, tls: "ssl.SSLContext | None") -> str:
     import asyncio
 
-    reader, writer = await asyncio.open_connection(endpoint.connect_host, endpoint.port, limit=MAX_HEAD_BYTES)
+    reader, writer = await asyncio.open_connection(
+        endpoint.connect_host, endpoint.port, limit=MAX_HEAD_BYTES, ssl=tls
+    )
     try:
         authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         writer.write(

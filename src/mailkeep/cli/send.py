@@ -75,7 +75,10 @@ class _Client:
     """Calls the internal listener; leaves with one clear line when it refuses or can't be reached."""
 
     def __init__(self, settings: "Settings") -> None:
+        from mailkeep.cli._listener import client_tls
+
         self._endpoint = settings.internal_http_addr
+        self._tls = client_tls(settings)
         tokens = settings.internal_http_tokens
         self._headers = {"Authorization": f"Bearer {tokens[0].reveal()}"} if tokens else {}
 
@@ -93,7 +96,12 @@ class _Client:
         from mailkeep.cli.output import EXIT_UNAVAILABLE, fail
 
         host = _ANY_ADDRESS.get(self._endpoint.host, self._endpoint.host)
-        connection = http.client.HTTPConnection(host, self._endpoint.port, timeout=CALL_TIMEOUT_S)
+        port = self._endpoint.port
+        connection = (
+            http.client.HTTPConnection(host, port, timeout=CALL_TIMEOUT_S)
+            if self._tls is None
+            else http.client.HTTPSConnection(host, port, timeout=CALL_TIMEOUT_S, context=self._tls)
+        )
         body = None if command is None else json.dumps(command).encode()
         try:
             connection.request(

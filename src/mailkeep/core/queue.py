@@ -92,6 +92,7 @@ class Claim(ClaimKey):
     message: bytes | None = None  # None: too large to come along, or not rendered yet
     command: bytes | None = None
     traceparent: str | None = None  # of the span that accepted it
+    unopened: str | None = None  # why its payload, which is sealed, can't be opened here
 
 
 class FinishedAttempt(msgspec.Struct, frozen=True):

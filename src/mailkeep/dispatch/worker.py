@@ -39,6 +39,7 @@ from mailkeep.smtp.next_hop import NextHop
 from mailkeep.smtp.pool import Pool
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
+from mailkeep.store.sealing import SealedError
 from mailkeep.telemetry import tracing
 
 HELD_PER_WORKER: Final = 8
@@ -285,6 +286,8 @@ class AttemptWorkerPool:
         return self._right_of_way.passing() if claim.delivery_class is DeliveryClass.AUTH else nullcontext()
 
     async def _converse(self, claim: Claim, fence: ClaimFence) -> Outcome | None:
+        if claim.unopened is not None:
+            return _unopened(claim, claim.unopened)
         if claim.message is not None:
             return await self._send(claim, claim.message, fence)
         async with self._large[claim.next_hop]:
@@ -292,6 +295,8 @@ class AttemptWorkerPool:
                 message = await self._store.load_message(claim.id)
             except StoreUnavailableError:
                 return None
+            except SealedError as fault:
+                return _unopened(claim, str(fault))
             return _no_content(claim) if message is None else await self._send(claim, message, fence)
 
     async def _send(self, claim: Claim, message: bytes, fence: ClaimFence) -> Outcome:
@@ -431,4 +436,16 @@ def _no_content(claim: Claim) -> Outcome:
         certainty=Certainty.NOT_DELIVERED,
         phase=Phase.RENDER,
         text="its content is no longer stored",
+    )
+
+
+def _unopened(claim: Claim, why: str) -> Outcome:
+    # Transient: whoever has the key, or has it again, sends it; meanwhile it climbs the ladder like any mail.
+    return uniform(
+        _open_ordinals(claim),
+        Verdict(Severity.TRANSIENT, Scope.MESSAGE, "payload_unopened"),
+        status=AttemptStatus.RENDER_FAILED,
+        certainty=Certainty.NOT_DELIVERED,
+        phase=Phase.RENDER,
+        text=f"its payload can't be opened: {why}",
     )

@@ -1,21 +1,26 @@
 """The internal HTTP listener: uvicorn inside our event loop, with the bounds that uvicorn leaves to a proxy.
 
 A request that has not come whole in time is cut, a head or framing that grows without end is refused, connections are
-counted, and a peer that takes its answer too slowly is dropped: all of it without a timer per request. Signals are not
-touched; whoever starts it stops it. Logs nothing: `wiring` says when it began and ended.
+counted, and a peer that takes its answer too slowly is dropped: all of it without a timer per request. With TLS a
+handshake has its bound, and a client whose certificate has none of the wanted names is told so (403) and dropped. Signals
+are not touched; whoever starts it stops it. Logs nothing: `wiring` says when it began and ended.
 """
 
 import asyncio
 import socket
-import ssl
+from functools import partial
 from typing import Any, Final, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from mailkeep.intake.listener_tls import LOOK_EVERY_S, ListenerTls
+
 REQUEST_TIMEOUT_S: Final = 30.0
 """For one request to come whole, head and body; the largest body then needs about 1 MB/s."""
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+"""For a TLS handshake: who has not shown yet that it may call gets less time than a request."""
 KEEP_ALIVE_S: Final = 75
 """For a connection without a request: longer than the pools of usual clients and proxies keep it (60 s)."""
 MAX_CONNECTIONS: Final = 1000
@@ -29,13 +34,16 @@ BACKLOG: Final = 2048
 _HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 )
+_NAME_NOT_WANTED: Final = b"HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection. `late_since` is when what it waits for began, None while nothing is owed to it."""
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own arguments, handed on
+    def __init__(self, *, tls: ListenerTls | None = None, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own arguments, handed on
         super().__init__(**options)
+        self._tls = tls
+        self._may_call = True
         self._incomplete_since: float | None = None
         self._stalled_since: float | None = None
         self._head_is_open = True
@@ -49,11 +57,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Begin to wait for a request, unless there are too many connections."""
         super().connection_made(cast("asyncio.Transport", transport))
         self._incomplete_since = self.loop.time()
+        if self._tls is not None:
+            self._may_call = self._tls.may_call(transport.get_extra_info("peercert"))
         if len(self.connections) > MAX_CONNECTIONS:
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse, then judge what is left open."""
+        if not self._may_call:
+            self.transport.write(_NAME_NOT_WANTED)
+            self.transport.close()
+            return
         super().data_received(data)
         if self._incomplete_since is not None:
             self._framing_bytes += len(data)
@@ -111,12 +125,13 @@ class InternalHttpListener:
         port: int,
         *,
         listening: socket.socket | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: ListenerTls | None = None,
         request_timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> None:
         self._host = host
         self._port = port
         self._listening = listening
+        self._tls = tls
         self._request_timeout_s = request_timeout_s
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -133,7 +148,6 @@ class InternalHttpListener:
                 log_level="warning",
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                ssl_context_factory=(lambda _config, _default: tls) if tls else None,
             )
         )
         self._watching: asyncio.Task[None] | None = None
@@ -142,10 +156,27 @@ class InternalHttpListener:
         """Listen. Raises OSError when the address can't be used."""
         if self._listening is None:
             self._listening = listen(self._host, self._port)
-        self._server.config.load()
-        # Its main loop serves signals and the date header only; both are not wanted.
-        self._server.lifespan = self._server.config.lifespan_class(self._server.config)
-        await self._server.startup(sockets=[self._listening])
+        server, config = self._server, self._server.config
+        config.load()
+        # Its main loop serves signals and the date header only; both are not wanted. Its own way to begin has no bound for
+        # handshakes.
+        server.lifespan = config.lifespan_class(config)
+        protocol = partial(
+            BoundedHttpProtocol,
+            tls=self._tls,
+            config=config,
+            server_state=server.server_state,
+            app_state=server.lifespan.state,
+        )
+        serving = await asyncio.get_running_loop().create_server(
+            protocol,
+            sock=self._listening,
+            backlog=BACKLOG,
+            ssl=self._tls.context if self._tls else None,
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if self._tls else None,
+        )
+        server.servers = [serving]
+        server.started = True
         self._watching = asyncio.create_task(self._watch(), name="internal http listener")
 
     @property
@@ -169,9 +200,14 @@ class InternalHttpListener:
                 connection.transport.abort()
 
     async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        looked_at = loop.time()
         while True:
             await asyncio.sleep(self._request_timeout_s / 30)
-            begun_by = asyncio.get_running_loop().time() - self._request_timeout_s
+            if self._tls is not None and loop.time() - looked_at > LOOK_EVERY_S:
+                looked_at = loop.time()
+                self._tls.renew()
+            begun_by = loop.time() - self._request_timeout_s
             for connection in self._connections():
                 late_since = connection.late_since()
                 if late_since is not None and late_since < begun_by:

@@ -19,6 +19,7 @@ import asyncpg
 import msgspec
 import structlog
 
+from mailkeep.core.command import CommandError, FailureCode
 from mailkeep.core.malformed import Intake, Malformed, raw_fields
 from mailkeep.intake.accept import Accepted
 from mailkeep.intake.commands import MAX_AGE_S, CommandIntake, RawCommand
@@ -26,6 +27,7 @@ from mailkeep.intake.stream_entry import entry_of_json, repaired
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.malformed import MalformedCommands
 from mailkeep.store.postgres import Store
+from mailkeep.store.sealing import Content, PayloadKeys, SealedError
 
 BATCH: Final = 256
 BATCH_BYTES: Final = 8 * 1024 * 1024
@@ -81,7 +83,8 @@ class EnqueuedConsumer:
                 async with asyncio.timeout(IDLE_S):
                     await self._woken.wait()
             return
-        answers = await self._intake.take([_command(row) for row in rows])
+        keys = self._store.payload_keys
+        answers = await self._intake.take([_command(row, keys) for row in rows])
         await self._note_replays(rows, answers)
         await self._store.fetch("drop_enqueued", [row["id"] for row in rows])
 
@@ -104,15 +107,19 @@ class EnqueuedConsumer:
         )
 
 
-def _command(row: asyncpg.Record) -> RawCommand:
+def _command(row: asyncpg.Record, keys: PayloadKeys) -> RawCommand:
     text = row["command"].encode()
     if row["replay_of"] is not None:
-        return _replay(row, text)
+        try:
+            return _replay(row, keys.open(row["replay_of"], Content.RAW, row["raw"]), text)
+        except SealedError as sealed:
+            fault = CommandError(FailureCode.INVALID_FIELD, "", f"is {sealed}")
+            return RawCommand(Intake(row["intake"]), row["entry_id"], {}, fault)
     return RawCommand(Intake.SQL, str(row["id"]), *entry_of_json(text), row["delivery_id"])
 
 
-def _replay(row: asyncpg.Record, repairs: bytes) -> RawCommand:
-    fields = repaired(raw_fields(row["raw"]), msgspec.json.decode(repairs, type=dict[str, str | None]))
+def _replay(row: asyncpg.Record, raw: bytes, repairs: bytes) -> RawCommand:
+    fields = repaired(raw_fields(raw), msgspec.json.decode(repairs, type=dict[str, str | None]))
     # It was never accepted, so an id that is too old to tell is no danger here: it goes under the row's.
     if _age_s(fields.get(b"delivery_id", b""), row["id"]) > MAX_AGE_S:
         fields[b"delivery_id"] = str(row["id"]).encode()

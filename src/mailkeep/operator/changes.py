@@ -13,6 +13,7 @@ from mailkeep.core.delivery import DeliveryStatus, Guarantee
 from mailkeep.store.changes import OperatorChanges, Verb
 from mailkeep.store.postgres import Store
 from mailkeep.store.reads import QueueReads, StoredDelivery
+from mailkeep.store.sealing import SealedError
 
 MAX_ACTOR_CHARS: Final = 200
 MAX_REASON_CHARS: Final = 500
@@ -81,9 +82,12 @@ class OperatorVerbs:
         """
         _check(why)
         parent = await self._delivery(parent_id)
-        made = await self._changes.resend(
-            parent_id, parent.recipients, key=key, actor=why.actor, reason=why.reason
-        )
+        try:
+            made = await self._changes.resend(
+                parent_id, parent.recipients, key=key, actor=why.actor, reason=why.reason
+            )
+        except SealedError as fault:
+            raise WrongStatusError(f"has content that can't be opened here: {fault}") from fault
         if made is None:
             raise _why_no_resend(await self._delivery(parent_id))
         if not made.replayed:

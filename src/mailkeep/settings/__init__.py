@@ -22,10 +22,11 @@ from mailkeep.core.command import Limits
 from mailkeep.core.delivery import DeliveryClass, Guarantee
 from mailkeep.core.duration import parse_duration, parse_ladder
 from mailkeep.core.suppression import USUAL_TTL_S
-from mailkeep.settings.files import read_secret
+from mailkeep.settings.files import certificate_fits, read_secret
 from mailkeep.settings.notation import (
     AUTHORITIES,
     BOOL,
+    CERTIFICATE_NAMES,
     CONNECT,
     CONNECT_MANY,
     CONNECT_OR_SOCKET,
@@ -239,8 +240,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         HttpAuth | None,
         Setting(
             choice(HttpAuth),
-            "`none` opens the listener without tokens on a non-loopback address too.",
-            unset="tokens where there are any; loopback may go without",
+            "`none` opens the listener to everybody on a non-loopback address too.",
+            unset="tokens and client certificates where they are configured; loopback may go without",
         ),
     ] = None
     internal_http_tokens: Annotated[
@@ -252,11 +253,55 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ()
 
+    internal_http_tls_cert: Annotated[
+        Path | None,
+        Setting(
+            FILE, "Certificate chain of the internal HTTP API (PEM), which speaks HTTPS then.", unset="no TLS"
+        ),
+    ] = None
+    internal_http_tls_key: Annotated[
+        Path | None, Setting(FILE, "Its key (PEM).", unset="in the certificate's file")
+    ] = None
+    internal_http_tls_client_ca: Annotated[
+        Path | None,
+        Setting(
+            AUTHORITIES,
+            "Authorities (PEM) of whose certificates each client must show one.",
+            unset="clients show no certificate",
+        ),
+    ] = None
+    internal_http_tls_client_names: Annotated[
+        tuple[str, ...],
+        Setting(
+            CERTIFICATE_NAMES,
+            "Subject alternative names of the client certificates that may call.",
+            unset="every name",
+        ),
+    ] = ()
+    internal_http_client_cert: Annotated[
+        Path | None,
+        Setting(
+            FILE,
+            "Certificate chain (PEM) that `mailkeep healthcheck` and `mailkeep send` show.",
+            unset="they show none",
+        ),
+    ] = None
+    internal_http_client_key: Annotated[
+        Path | None, Setting(FILE, "Its key (PEM).", unset="in the certificate's file")
+    ] = None
+
     template_dir: Annotated[
         Path | None, Setting(FOLDER, "The template catalog.", unset="the shipped catalog")
     ] = None
     dkim_keys_file: Annotated[
         Path | None, Setting(FILE, "Keys that sign mail (DKIM), TOML.", unset="mail is not signed")
+    ] = None
+
+    payload_keys_file: Annotated[
+        Path | None,
+        Setting(
+            FILE, "Keys that seal stored content and addresses, newest first.", unset="they are not sealed"
+        ),
     ] = None
 
     smtp_mode: Annotated[
@@ -559,6 +604,10 @@ def _off_loopback(endpoint: Endpoint | None) -> bool:
     return endpoint is not None and not endpoint.is_loopback
 
 
+def _pair_fits(certificate: Path | None, key: Path | None) -> bool:
+    return certificate is None or certificate_fits(certificate, key)
+
+
 _RULES: Final = (
     _Rule(
         ("MAIL_POSTGRES_DSN", "MAIL_ENVIRONMENT"),
@@ -594,15 +643,48 @@ _RULES: Final = (
         lambda s: (
             not s.internal_http_tokens
             and s.internal_http_auth is not HttpAuth.NONE
-            and (_off_loopback(s.internal_http_addr) or s.internal_http_auth is HttpAuth.TOKENS)
+            and (
+                s.internal_http_auth is HttpAuth.TOKENS
+                or (_off_loopback(s.internal_http_addr) and s.internal_http_tls_client_ca is None)
+            )
         ),
-        "(or MAIL_INTERNAL_HTTP_TOKENS_FILE) is required when MAIL_INTERNAL_HTTP_ADDR is not on loopback or"
-        " MAIL_INTERNAL_HTTP_AUTH=tokens; MAIL_INTERNAL_HTTP_AUTH=none opens the listener to its whole network",
+        "(or MAIL_INTERNAL_HTTP_TOKENS_FILE) is required when MAIL_INTERNAL_HTTP_AUTH=tokens, or when"
+        " MAIL_INTERNAL_HTTP_ADDR is not on loopback and no MAIL_INTERNAL_HTTP_TLS_CLIENT_CA is given;"
+        " MAIL_INTERNAL_HTTP_AUTH=none opens the listener to its whole network",
     ),
     _Rule(
-        ("MAIL_INTERNAL_HTTP_AUTH", "MAIL_INTERNAL_HTTP_TOKENS"),
-        lambda s: s.internal_http_auth is HttpAuth.NONE and bool(s.internal_http_tokens),
-        "is none although tokens are given; drop one of the two",
+        ("MAIL_INTERNAL_HTTP_AUTH", "MAIL_INTERNAL_HTTP_TOKENS", "MAIL_INTERNAL_HTTP_TLS_CLIENT_CA"),
+        lambda s: (
+            s.internal_http_auth is HttpAuth.NONE
+            and (bool(s.internal_http_tokens) or s.internal_http_tls_client_ca is not None)
+        ),
+        "is none although tokens or authorities of clients are given; drop one of the two",
+    ),
+    _Rule(
+        ("MAIL_INTERNAL_HTTP_TLS_CERT", "MAIL_INTERNAL_HTTP_TLS_KEY", "MAIL_INTERNAL_HTTP_TLS_CLIENT_CA"),
+        lambda s: (
+            s.internal_http_tls_cert is None
+            and (s.internal_http_tls_key is not None or s.internal_http_tls_client_ca is not None)
+        ),
+        "is unset although other MAIL_INTERNAL_HTTP_TLS_* settings are given",
+    ),
+    _Rule(
+        ("MAIL_INTERNAL_HTTP_TLS_CERT", "MAIL_INTERNAL_HTTP_TLS_KEY"),
+        lambda s: not _pair_fits(s.internal_http_tls_cert, s.internal_http_tls_key),
+        "and MAIL_INTERNAL_HTTP_TLS_KEY are not a certificate and its key (PEM, without a passphrase)",
+    ),
+    _Rule(
+        ("MAIL_INTERNAL_HTTP_TLS_CLIENT_NAMES", "MAIL_INTERNAL_HTTP_TLS_CLIENT_CA"),
+        lambda s: bool(s.internal_http_tls_client_names) and s.internal_http_tls_client_ca is None,
+        "needs MAIL_INTERNAL_HTTP_TLS_CLIENT_CA: only a certificate can have a name",
+    ),
+    _Rule(
+        ("MAIL_INTERNAL_HTTP_CLIENT_CERT", "MAIL_INTERNAL_HTTP_CLIENT_KEY"),
+        lambda s: (
+            (s.internal_http_client_cert is None and s.internal_http_client_key is not None)
+            or not _pair_fits(s.internal_http_client_cert, s.internal_http_client_key)
+        ),
+        "and MAIL_INTERNAL_HTTP_CLIENT_KEY are not a certificate and its key (PEM, without a passphrase)",
     ),
     _Rule(
         ("MAIL_SMTP_MODE", "MAIL_ENVIRONMENT"),

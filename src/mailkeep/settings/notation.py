@@ -23,6 +23,7 @@ MAX_RUNGS: Final = 50  # the longest ladder in use (relay) has 10
 MIN_TOKEN_CHARS: Final = 16  # shorter bearer tokens can be guessed
 _HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 _HELO_NAME: Final = re.compile(r"[A-Za-z0-9.-]{1,255}|\[[A-Za-z0-9.:]{1,253}\]")
+_CERTIFICATE_NAME: Final = re.compile(r"(dns|uri):[\x21-\x2b\x2d-\x7e]+")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _TOKEN: Final = re.compile(rf"[\x21-\x7e]{{{MIN_TOKEN_CHARS},}}")
 _DSN_PASSWORD: Final = re.compile(r"(//[^:/@]*):.*@|([?&][a-z]*pass[a-z]*=)[^&]*")
@@ -215,6 +216,13 @@ def _tokens(text: str) -> tuple[Secret, ...]:
     return tuple(map(Secret, tokens))
 
 
+def _certificate_names(text: str) -> tuple[str, ...]:
+    names = tuple(re.split(r"[\s,]+", text.strip()))
+    if not all(map(_CERTIFICATE_NAME.fullmatch, names)):
+        raise ValueError("must hold names like dns:orders.internal or uri:spiffe://example.org/orders")
+    return tuple(name.lower() if name.startswith("dns:") else name for name in names)
+
+
 def _email(text: str) -> Mailbox:
     mailbox = parse_mailbox(text)
     if mailbox.display:
@@ -280,6 +288,7 @@ LADDER: Final = Notation(
 FOLDER: Final = Notation("path", _existing(Path.is_dir, "a folder"))
 FILE: Final = Notation("path", _existing(Path.is_file, "a file"))
 AUTHORITIES: Final = Notation("path", _authorities)
+CERTIFICATE_NAMES: Final = Notation("dns:… or uri:…, comma or space between", _certificate_names, ", ".join)
 HELO_NAME: Final = Notation("host name or [address]", _helo_name)
 IP_ADDRESS: Final = Notation("IP address", _ip_address)
 SHA256: Final = Notation("SHA-256 fingerprint in hexadecimal", _sha256)

@@ -11,7 +11,8 @@ import msgspec
 
 from mailkeep.core.delivery import DeliveryStatus, Source
 from mailkeep.core.idempotency import address_hash
-from mailkeep.store.postgres import Store
+from mailkeep.store.postgres import Store, sealed_recipients
+from mailkeep.store.sealing import Content
 
 
 class Verb(StrEnum):
@@ -32,7 +33,7 @@ class Resent(msgspec.Struct, frozen=True):
 
 
 class OperatorChanges:
-    """Changes by hand. `actor` (who) and `reason` are recorded. All verbs raise `StoreUnavailableError` only."""
+    """Changes by hand. `actor` (who) and `reason` are recorded. All verbs raise `StoreUnavailableError`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -55,10 +56,26 @@ class OperatorChanges:
     ) -> Resent | None:
         """Make a new delivery of a parent's content, for those of its `recipients` (all of them, in order) who did not get it.
 
-        None where the parent is not at rest, its content is erased, or `key` belongs to the resend of another.
+        None where the parent is not at rest, its content is erased, or `key` belongs to the resend of another. Raises
+        `SealedError` where the content can't be opened.
         """
-        hashes = [address_hash(address, self._store.hash_key) for address in recipients]
-        rows = await self._store.fetch("resend", parent_id, key, actor, reason, hashes)
+        keys = self._store.payload_keys
+        rows = await self._store.fetch("read_to_resend", parent_id)
+        if rows:
+            new_id = rows[0]["id"]
+            message = keys.open(parent_id, Content.MESSAGE, rows[0]["message"])
+            hashes = [address_hash(address, self._store.hash_key) for address in recipients]
+            rows = await self._store.fetch(
+                "resend",
+                parent_id,
+                key,
+                actor,
+                reason,
+                hashes,
+                new_id,
+                sealed_recipients(new_id, recipients, keys).split("\n"),
+                keys.seal(new_id, Content.MESSAGE, message),
+            )
         if rows:
             return Resent(rows[0]["id"], replayed=False)
         held_by = await self._store.find_keys([(Source.OPERATOR_RESEND, key)] if key else [])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 import asyncpg
@@ -11,6 +12,10 @@ from mailkeep.core.command import FailureCode
 from mailkeep.core.ids import new_id
 from mailkeep.core.malformed import Intake, Malformed
 from mailkeep.store.postgres import Store
+from mailkeep.store.sealing import Content, PayloadKeys, SealedError
+
+NO_FIELDS: Final = b"\x80"
+"""Raw fields that are none: an empty map of MessagePack. Shown in place of those that can't be opened."""
 
 
 class StoredMalformed(msgspec.Struct, frozen=True):
@@ -37,9 +42,10 @@ class MalformedCommands:
 
     async def keep(self, records: Sequence[Malformed], now_s: float) -> int:
         """Store `records`, each entry once; answers how many were new. Raises `StoreUnavailableError`."""
+        ids, keys = [new_id(now_s) for _ in records], self._store.payload_keys
         rows = await self._store.fetch(
             "keep_malformed",
-            [new_id(now_s) for _ in records],
+            ids,
             [record.intake for record in records],
             [record.entry_id for record in records],
             [record.failure_code for record in records],
@@ -47,7 +53,10 @@ class MalformedCommands:
             [record.message for record in records],
             [record.delivery_id for record in records],
             [record.source for record in records],
-            [record.raw for record in records],
+            [
+                keys.seal(record_id, Content.RAW, record.raw)
+                for record_id, record in zip(ids, records, strict=True)
+            ],
             [record.cut for record in records],
         )
         return len(rows)
@@ -62,12 +71,12 @@ class MalformedCommands:
     ) -> list[StoredMalformed]:
         """Return up to `limit` records, newest first, older than `before`."""
         rows = await self._store.fetch("read_malformed", before, code, source, limit)
-        return [_stored(row) for row in rows]
+        return [_stored(row, self._store.payload_keys) for row in rows]
 
     async def get(self, record_id: UUID) -> StoredMalformed | None:
         """Return one record, or None."""
         rows = await self._store.fetch("read_malformed_one", record_id)
-        return _stored(rows[0]) if rows else None
+        return _stored(rows[0], self._store.payload_keys) if rows else None
 
     async def ask_replay(self, record_id: UUID, repairs: Mapping[str, str | None]) -> bool:
         """Have a record taken again by any replica, with its fields repaired (a text to set, None to leave out).
@@ -86,7 +95,11 @@ class MalformedCommands:
             await self._store.fetch("note_replay", record_id, answer, None)
 
 
-def _stored(row: asyncpg.Record) -> StoredMalformed:
+def _stored(row: asyncpg.Record, keys: PayloadKeys) -> StoredMalformed:
+    try:
+        raw = keys.open(row["id"], Content.RAW, row["raw"])
+    except SealedError:
+        raw = NO_FIELDS
     return StoredMalformed(
         id=row["id"],
         record=Malformed(
@@ -97,7 +110,7 @@ def _stored(row: asyncpg.Record) -> StoredMalformed:
             message=row["message"],
             delivery_id=row["delivery_id"],
             source=row["source"],
-            raw=row["raw"],
+            raw=raw,
             cut=row["cut"],
         ),
         rejected_at=row["rejected_at"],

@@ -41,6 +41,7 @@ from mailkeep.store.errors import (
 )
 from mailkeep.store.migrate import Connection, migrate
 from mailkeep.store.queries import query
+from mailkeep.store.sealing import Content, PayloadKeys, PayloadKeysError, SealedError
 
 ROLLBACK_WAITS_S: Final = (0.01, 0.05, 0.2)
 """Before a statement that PostgreSQL rolled back (deadlock, serialization) is run again: nothing of it was done."""
@@ -57,6 +58,7 @@ TAKEOVER_BATCH: Final = 1000
 EXPIRE_BATCH: Final = 1000
 Stored: TypeAlias = UUID | Suppressed | KeyHolder | StoreError
 """What became of a delivery that was to be stored: its id; what the suppression list left of it; who holds its key; why not."""
+_NO_KEYS: Final = PayloadKeys()
 _NONE_OUT: Final[Mapping[str, HopOut]] = {}
 
 # The hot statements reach rows by index only. A plan made while the tables were empty would otherwise be kept, with
@@ -72,15 +74,28 @@ class Store:
     """
 
     def __init__(
-        self, pool: "asyncpg.Pool[asyncpg.Record]", hash_key: bytes, *, is_pooled: bool = False
+        self,
+        pool: "asyncpg.Pool[asyncpg.Record]",
+        hash_key: bytes,
+        *,
+        is_pooled: bool = False,
+        payload_keys: PayloadKeys = _NO_KEYS,
     ) -> None:
         self._pool = pool
         self._is_pooled = is_pooled
         self.hash_key = hash_key
+        self.payload_keys = payload_keys
 
     @classmethod
-    async def open(cls, dsn: str, *, pool_size: int = 8, application_name: str = "mailkeep") -> "Store":
-        """Connect, bring the schema up to date and return the store.
+    async def open(
+        cls,
+        dsn: str,
+        *,
+        pool_size: int = 8,
+        application_name: str = "mailkeep",
+        payload_keys: PayloadKeys = _NO_KEYS,
+    ) -> "Store":
+        """Connect, bring the schema up to date and return the store, which seals payloads by the newest of `payload_keys`.
 
         Raises `StoreUnavailableError` when PostgreSQL can't be reached, `MigrationError` when the schema can't be used.
         """
@@ -98,7 +113,7 @@ class Store:
                 server_settings=session if pooled else session | _PLANNER,
                 statement_cache_size=0 if pooled else PREPARED,
             )
-            store = cls(pool, hash_key, is_pooled=pooled)
+            store = cls(pool, hash_key, is_pooled=pooled, payload_keys=payload_keys)
             try:
                 await store.ensure_partitions()
             except BaseException:
@@ -153,6 +168,27 @@ class Store:
         """Make every connection anew before its next use: one that fell silent, or leads to a server that was demoted, speaks for all."""
         await self._pool.expire_connections()
 
+    async def use_payload_keys(self) -> None:
+        """Check that every key that payloads were sealed by is here, and note the one that seals from now on.
+
+        Raises `PayloadKeysError` naming what is missing: mail that nobody can open would wait until its ladder ends.
+        """
+        used = await self.fetch("read_payload_keys")
+        missing = [row["name"] for row in used if row["name"] not in self.payload_keys]
+        if missing:
+            raise PayloadKeysError(
+                f"lacks the key {', '.join(missing)}, by which stored payloads are sealed; put it back, behind the newest"
+            )
+        for row in used:
+            key = self.payload_keys.get(row["name"])
+            if key is not None and key.mark != row["mark"]:
+                raise PayloadKeysError(
+                    f"has another key of the name {key.name} than the one that payloads are sealed by"
+                )
+        newest = self.payload_keys.newest
+        if newest is not None:
+            await self.fetch("use_payload_key", newest.name, newest.mark)
+
     # -- intake ------------------------------------------------------------------------------------------------
 
     async def accept(self, replica_id: UUID, batch: Sequence[NewDelivery]) -> list[Stored]:
@@ -162,7 +198,7 @@ class Store:
         """
         ordered = sorted(batch, key=lambda new: (new.source, new.idempotency_key))
         try:
-            rows = await self.fetch("accept", replica_id, *_accept_arguments(ordered))
+            rows = await self.fetch("accept", replica_id, *_accept_arguments(ordered, self.payload_keys))
         except StoreRefusedError as fault:
             if len(batch) == 1:
                 return [fault]
@@ -240,12 +276,16 @@ class Store:
             INLINE_MESSAGE_BYTES,
             at_most,
         )
-        return [_claim(replica_id, row) for row in rows if row["status"] == DeliveryStatus.SENDING]
+        return [
+            _claim(replica_id, row, self.payload_keys)
+            for row in rows
+            if row["status"] == DeliveryStatus.SENDING
+        ]
 
     async def claim_suspect(self, replica_id: UUID, hops: Sequence[str]) -> Claim | None:
         """Claim one due delivery that has been taken over too often to be sent beside others."""
         rows = await self.fetch("claim_suspect", replica_id, list(hops), INLINE_MESSAGE_BYTES)
-        return _claim(replica_id, rows[0]) if rows else None
+        return _claim(replica_id, rows[0], self.payload_keys) if rows else None
 
     async def suppress(self, claims: Sequence[Claim]) -> list[Suppressed]:
         """Leave out of `claims` whom the suppression list names by now; answers those it names somebody of.
@@ -281,9 +321,10 @@ class Store:
         return None if wait_s is None else max(wait_s, 0.0)
 
     async def load_message(self, delivery_id: UUID) -> bytes | None:
-        """Return the message bytes of a delivery, or None if its payload is gone."""
+        """Return the message bytes of a delivery, or None if its payload is gone. Raises `SealedError`."""
         rows = await self.fetch("load_message", delivery_id)
-        return rows[0]["message"] if rows else None
+        message = rows[0]["message"] if rows else None
+        return None if message is None else self.payload_keys.open(delivery_id, Content.MESSAGE, message)
 
     async def finish(
         self, batch: Sequence[FinishedAttempt], suppression_ttl_s: float = USUAL_TTL_S
@@ -293,7 +334,9 @@ class Store:
         Those of them that met a hard bounce suppress its address for `suppression_ttl_s`.
         """
         bounces = _json(list(_hard_bounces(batch, self.hash_key)))
-        rows = await self.fetch("finish", *_finish_arguments(batch), bounces, suppression_ttl_s)
+        rows = await self.fetch(
+            "finish", *_finish_arguments(batch, self.payload_keys), bounces, suppression_ttl_s
+        )
         return {row["id"]: DeliveryStatus(row["status"]) for row in rows}
 
     async def mark_dot(self, claims: Sequence[ClaimKey]) -> set[UUID]:
@@ -376,10 +419,21 @@ async def _keep_as_it_is(_connection: object) -> None:
     pass
 
 
-def _claim(replica_id: UUID, row: asyncpg.Record) -> Claim:
+def _claim(replica_id: UUID, row: asyncpg.Record, keys: PayloadKeys) -> Claim:
+    delivery_id: UUID = row["id"]
+    recipients: tuple[str, ...] = ()
+    message = command = unopened = None
+    try:
+        recipients = tuple(
+            keys.open_text(delivery_id, Content.RECIPIENT, address) for address in row["recipients"] or ()
+        )
+        message = row["message"] and keys.open(delivery_id, Content.MESSAGE, row["message"])
+        command = row["command"] and keys.open(delivery_id, Content.COMMAND, row["command"])
+    except SealedError as fault:
+        unopened = str(fault)
     return Claim(
         replica_id=replica_id,
-        id=row["id"],
+        id=delivery_id,
         token=row["claim_token"],
         source=row["source"],
         delivery_class=DeliveryClass(row["class"]),
@@ -393,14 +447,15 @@ def _claim(replica_id: UUID, row: asyncpg.Record) -> Claim:
         accepted_at=row["accepted_at"],
         expires_at=row["expires_at"],
         sender=row["sender"],
-        recipients=tuple(row["recipients"] or ()),
-        message=row["message"],
-        command=row["command"],
+        recipients=recipients,
+        message=message,
+        command=command,
         traceparent=row["traceparent"],
+        unopened=unopened,
     )
 
 
-def _accept_arguments(batch: Sequence[NewDelivery]) -> list[Any]:
+def _accept_arguments(batch: Sequence[NewDelivery], keys: PayloadKeys) -> list[Any]:
     ids = [str(new.id) for new in batch]
     return [
         column(ids),
@@ -420,16 +475,21 @@ def _accept_arguments(batch: Sequence[NewDelivery]) -> list[Any]:
         column(new.locale for new in batch),
         column(new.idempotency_key for new in batch),
         column(new.sender for new in batch),
-        column("\n".join(new.recipients) for new in batch),
+        column(sealed_recipients(new.id, new.recipients, keys) for new in batch),
         column(new.parent_id for new in batch),
         column(new.traceparent for new in batch),
         [new.fingerprint for new in batch],
-        [new.message for new in batch],
-        [new.command for new in batch],
+        [new.message and keys.seal(new.id, Content.MESSAGE, new.message) for new in batch],
+        [new.command and keys.seal(new.id, Content.COMMAND, new.command) for new in batch],
         [new.supersede_hash for new in batch],
         column(name for name, new in zip(ids, batch, strict=True) for _ in new.recipient_hashes),
         [digest for new in batch for digest in new.recipient_hashes],
     ]
+
+
+def sealed_recipients(delivery_id: UUID, recipients: Sequence[str], keys: PayloadKeys) -> str:
+    """Return addresses as they are stored, one a line."""
+    return "\n".join(keys.seal_text(delivery_id, Content.RECIPIENT, address) for address in recipients)
 
 
 def _born(new: NewDelivery, states: str | None) -> UUID | Suppressed:
@@ -444,7 +504,7 @@ def _states_at_birth(new: NewDelivery) -> str:
     return state * len(new.recipients)
 
 
-def _finish_arguments(batch: Sequence[FinishedAttempt]) -> list[Any]:
+def _finish_arguments(batch: Sequence[FinishedAttempt], keys: PayloadKeys) -> list[Any]:
     claims = [finished.claim for finished in batch]
     outcomes = [finished.outcome for finished in batch]
     decisions = [finished.decision for finished in batch]
@@ -472,7 +532,10 @@ def _finish_arguments(batch: Sequence[FinishedAttempt]) -> list[Any]:
         column(_json(outcome.steps) if outcome.steps else None for outcome in outcomes),
         column(outcome.reason for outcome in outcomes),
         [finished.claim.id for finished in rendered],
-        [finished.message for finished in rendered],
+        [
+            finished.message and keys.seal(finished.claim.id, Content.MESSAGE, finished.message)
+            for finished in rendered
+        ],
     ]
 
 

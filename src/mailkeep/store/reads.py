@@ -18,6 +18,7 @@ from mailkeep.core.delivery import WAITING, AttemptStatus, DeliveryClass, Delive
 from mailkeep.core.outcome import RecipientOutcome, Step
 from mailkeep.core.queue import HopOut
 from mailkeep.store.postgres import Store
+from mailkeep.store.sealing import Content, PayloadKeys, SealedError
 
 SCANNED_ROWS: Final = 5000
 """Rows one filtered page looks at: about 30 ms of PostgreSQL."""
@@ -70,6 +71,8 @@ class Burial(msgspec.Struct, frozen=True):
 
 class StoredDelivery(msgspec.Struct, frozen=True):
     """A delivery as it stands in the table. `recipients` is empty once its payload is erased.
+
+    Addresses that are sealed by a key that is not here are empty texts.
 
     `suppressed_because` is empty where the suppression list left out nobody, else it has a place for each recipient.
     """
@@ -212,7 +215,7 @@ class QueueReads:
             wanted.rule,
             limit,
         )
-        found = tuple(_delivery(row) for row in rows if row["id"] is not None)
+        found = tuple(_delivery(row, self._store.payload_keys) for row in rows if row["id"] is not None)
         if len(found) == limit:
             return Page(found, found[-1].id)
         return Page(found, rows[0]["horizon"] if rows[0]["scanned"] == bound else None)
@@ -225,7 +228,7 @@ class QueueReads:
         rows = await self._store.fetch(
             "read_deliveries", "id", delivery_id, next_id, None, 1, None, None, None, None, None, 1
         )
-        return _delivery(rows[0]) if rows[0]["id"] is not None else None
+        return _delivery(rows[0], self._store.payload_keys) if rows[0]["id"] is not None else None
 
     async def attempts(self, delivery_id: UUID) -> tuple[StoredAttempt, ...]:
         """Return the recorded attempts of a delivery in order, at most the last `ATTEMPTS_READ`."""
@@ -248,7 +251,7 @@ class QueueReads:
             wanted.domain,
             wanted.rule,
         )
-        return tuple(map(_delivery, rows))
+        return tuple(_delivery(row, self._store.payload_keys) for row in rows)
 
     async def shape(self, by: ShapeBy, limit: int) -> Shape:
         """Return how old what waits, is being sent or is held is; up to `limit` rows."""
@@ -317,16 +320,23 @@ def _floor(instant: datetime) -> UUID:
     return UUID(int=max(int(instant.timestamp() * 1000), 0) << 80)
 
 
-def _delivery(row: asyncpg.Record) -> StoredDelivery:
+def _delivery(row: asyncpg.Record, keys: PayloadKeys) -> StoredDelivery:
     fields = dict(row)
     cause = fields.get("cause")
     fields |= {
         "delivery_class": fields["class"],
-        "recipients": tuple(fields["recipients"] or ()),
+        "recipients": tuple(_opened(row["id"], text, keys) for text in fields["recipients"] or ()),
         "suppressed_because": tuple(fields["suppressed_because"] or ()),
         "burial": Burial(cause, fields["burial_reason"], fields["buried_at"]) if cause else None,
     }
     return msgspec.convert(fields, StoredDelivery)
+
+
+def _opened(delivery_id: UUID, text: str, keys: PayloadKeys) -> str:
+    try:
+        return keys.open_text(delivery_id, Content.RECIPIENT, text)
+    except SealedError:
+        return ""
 
 
 def _replica(row: asyncpg.Record) -> StoredReplica:

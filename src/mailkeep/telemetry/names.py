@@ -54,6 +54,17 @@ LOG_EVENTS: Final = (
         "A request was answered 500; `at` is where it happened. Repeating it with its key is safe.",
         alert="always: a fault of ours",
     ),
+    LogEvent(
+        "internal_http",
+        "certificate renewed",
+        "The listener's certificate changed in its file; new connections see the new one.",
+    ),
+    LogEvent(
+        "internal_http",
+        "the renewed certificate can't be used",
+        "MAIL_INTERNAL_HTTP_TLS_CERT and its key changed and do not fit; the old ones stay in use until the next restart.",
+        alert="always: soon the old one expires",
+    ),
     LogEvent("service", "service stopped", "The process ends in order."),
     LogEvent("supervisor", "can't listen", "The address of the internal HTTP API is taken.", alert="always"),
     LogEvent(

@@ -1,19 +1,19 @@
--- Make a new delivery of the content of delivery $1, for those of its recipients who did not get it (all, if all did), due
--- now: the parent's bytes and Message-ID under a new id, so that a receiver who has it already can tell. Reserves
--- ('operator_resend', $2, or its own id); where it is taken nothing is made. $5: the hash of each of the parent's
--- recipients. A held parent is cancelled: the new one stands for it. Records who ($3) did it and why ($4). No row where the
+-- Make a new delivery ($6) of the content of delivery $1, for those of its recipients who did not get it (all, if all did),
+-- due now: the parent's bytes and Message-ID under a new id, so that a receiver who has it already can tell. Reserves
+-- ('operator_resend', $2, or its own id); where it is taken nothing is made. $5, $7: the hash of each of the parent's
+-- recipients, and its address as the new delivery has it; $8: the message likewise (both may be sealed). A held parent is cancelled: the new one stands for it. Records who ($3) did it and why ($4). No row where the
 -- parent still waits or is being sent, or its content is erased.
 WITH fresh AS MATERIALIZED (
-    SELECT mail.new_id() AS id
+    SELECT $6::uuid AS id
 ), parent AS (
-    SELECT d.*, p.sender, p.recipients, p.message,
+    SELECT d.*, p.sender,
            CASE WHEN rtrim(d.recipient_states, 's') = '' THEN 's' ELSE '' END AS addressed
     FROM mail.deliveries d JOIN mail.payloads p ON p.delivery_id = d.id
     WHERE d.id = $1::uuid AND p.message IS NOT NULL AND d.status NOT IN ('queued', 'rendered', 'sending')
     FOR UPDATE OF d
 ), chosen AS (
     SELECT r.address, r.ordinal
-    FROM parent CROSS JOIN LATERAL unnest(parent.recipients) WITH ORDINALITY AS r(address, ordinal)
+    FROM parent CROSS JOIN LATERAL unnest($7::text[]) WITH ORDINALITY AS r(address, ordinal)
     WHERE substr(parent.recipient_states, r.ordinal::int, 1) <> 's' OR parent.addressed = 's'
 ), reserved AS (
     INSERT INTO mail.idempotency_keys (source, key, fingerprint, delivery_id, first_status)
@@ -35,7 +35,7 @@ WITH fresh AS MATERIALIZED (
     ON CONFLICT DO NOTHING
 ), kept AS (
     INSERT INTO mail.payloads (delivery_id, sender, recipients, message)
-    SELECT reserved.id, sender, (SELECT array_agg(address ORDER BY ordinal) FROM chosen), message
+    SELECT reserved.id, sender, (SELECT array_agg(address ORDER BY ordinal) FROM chosen), $8::bytea
     FROM parent, reserved
 ), replaced AS (
     UPDATE mail.deliveries d
