@@ -5,11 +5,23 @@ from typing import Annotated
 import typer
 
 
-def migrate(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def migrate(
+    *,
+    print_roles: Annotated[
+        bool, typer.Option("--print-roles", help="Print the SQL of least-privilege roles instead.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Apply what is missing of the schema `mail` and say so; `serve` does the same by itself at its start.
 
-    Any number may run at once: one applies, the others wait and find nothing left to do.
+    Any number may run at once: one applies, the others wait and find nothing left to do. Where the service's own role may
+    not change the schema, this is for the role that owns it, and then `mailkeep migrate --print-roles | psql …`.
     """
+    if print_roles:
+        from mailkeep.store.migrate import roles_script
+
+        print(roles_script(), end="")
+        return
     import asyncio
     import json
 

@@ -66,7 +66,7 @@ class OperatorVerbs:
 
     async def change(self, verb: Verb, delivery_id: UUID, why: Why) -> Changed:
         """Hold, release, cancel, confirm or delete one delivery."""
-        _check(why)
+        check_why(why)
         status = await self._changes.change(verb, delivery_id, actor=why.actor, reason=why.reason)
         if status is None:
             raise WrongStatusError(_why_not(verb, await self._delivery(delivery_id)))
@@ -80,7 +80,7 @@ class OperatorVerbs:
         It is addressed to those who did not get the mail, or to all if all did. A held parent is cancelled. Answers the new
         delivery as it was at birth, and whether it was made by an earlier call. Raises `KeyTakenError`, too.
         """
-        _check(why)
+        check_why(why)
         parent = await self._delivery(parent_id)
         try:
             made = await self._changes.resend(
@@ -101,7 +101,8 @@ class OperatorVerbs:
         return delivery
 
 
-def _check(why: Why) -> None:
+def check_why(why: Why) -> None:
+    """Raise `CommandError` unless who and why are each one printable line."""
     check_line(why.reason, "reason")
     check_line(why.actor, "actor")
 

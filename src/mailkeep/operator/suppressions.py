@@ -13,7 +13,7 @@ from mailkeep.core.address import AddressError, parse_mailbox
 from mailkeep.core.command import CommandError, FailureCode
 from mailkeep.core.suppression import NewSuppression, SuppressionReason
 from mailkeep.store.postgres import Store
-from mailkeep.store.suppressions import Suppression, Suppressions
+from mailkeep.store.suppressions import ERASED, Suppression, Suppressions
 
 MAX_PAGE: Final = 200
 """Suppressions of one page: an answer stays below a quarter of a megabyte."""
@@ -53,12 +53,13 @@ class OperatorSuppressions:
         return SuppressionPage(tuple(found), found[-1].suppression_id if len(found) == limit else None)
 
     async def everything(self, reason: str | None = None) -> AsyncIterator[Suppression]:
-        """Yield every suppression in force, newest first; the list may change meanwhile."""
+        """Yield every suppression in force whose address is known, newest first; the list may change meanwhile."""
         wanted = None if reason is None else parse_reason(reason)
         before = None
         while found := await self._list.page(EXPORT_PAGE, before=before, reason=wanted):
             for suppression in found:
-                yield suppression
+                if suppression.address != ERASED:
+                    yield suppression
             before = found[-1].suppression_id
 
     async def add(

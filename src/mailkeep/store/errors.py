@@ -40,6 +40,7 @@ _SURELY_NOT_COMMITTED = (
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InvalidAuthorizationSpecificationError,  # a password that is being changed
+    asyncpg.InsufficientPrivilegeError,  # a right that is not granted yet
     asyncpg.InvalidCatalogNameError,  # a database that is being made or renamed
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InsufficientResourcesError,  # disk full, out of memory

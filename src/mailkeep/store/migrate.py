@@ -50,8 +50,23 @@ def migrations() -> tuple[Migration, ...]:
     )
 
 
+def roles_script() -> str:
+    """Return the SQL that makes least-privilege roles for this build's schema."""
+    return (files(__package__) / "roles.sql").read_text(encoding="utf-8")
+
+
 async def migrate(connection: Connection) -> list[Migration]:
     """Apply what is missing and return it. Raises `MigrationError`; PostgreSQL's own errors pass through."""
+    try:
+        return await _migrate(connection)
+    except asyncpg.InsufficientPrivilegeError as fault:
+        raise MigrationError(
+            f"this role may not bring the schema up to date ({fault}); run `mailkeep migrate` as the role that owns it, then"
+            " `mailkeep migrate --print-roles | psql` for the rights of the others"
+        ) from fault
+
+
+async def _migrate(connection: Connection) -> list[Migration]:
     if await connection.fetchval("SELECT to_regclass('mail.schema_migrations')") and not await _missing(
         connection
     ):

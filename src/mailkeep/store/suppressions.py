@@ -5,6 +5,7 @@ Called by `mailkeep.operator`.
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 import asyncpg
@@ -13,6 +14,9 @@ import msgspec
 from mailkeep.core.idempotency import address_hash
 from mailkeep.core.suppression import NewSuppression, SuppressionReason
 from mailkeep.store.postgres import Store
+
+ERASED: Final = "erased"
+"""Stands for the address of a suppression whose person asked for erasure; its hash still keeps mail away."""
 
 
 class Suppression(msgspec.Struct, frozen=True):
