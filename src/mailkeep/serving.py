@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 from typing import Final
@@ -34,6 +35,8 @@ def serve(
 
     A child of a supervisor is given its socket and its process number, and ends when that is no longer its parent.
     """
+    # What a core dump would hold is other people's mail and our passwords; children inherit this.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     log.configure(settings.log_level, settings.log_format, trace_ids=otel.trace_ids)
     if processes > 1:
         address = settings.internal_http_addr

@@ -79,4 +79,5 @@ async def _answer_head(endpoint: "Endpoint", token: str | None, tls: "ssl.SSLCon
         )
         return (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     finally:
-        writer.close()
+        writer.transport.abort()  # a farewell by TLS would outlive this process
+        await asyncio.sleep(0)
