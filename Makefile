@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := server,embedded,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test patroni check crash-matrix format docs bench constraints clean
+.PHONY: help setup run demo test patroni check crash-matrix format docs bench constraints sbom audit clean
 
 help: ## Show this
 	@echo "Mailkeep: durable outbound mail. Begin with: make demo"
@@ -54,8 +54,17 @@ constraints: ## Renew constraints.txt (needs uv): names and versions, no hosts
 		| sed -e "/ == 'win32'/d" -e "/ == 'emscripten'/d" >> constraints.new
 	mv constraints.new constraints.txt
 
+sbom: .supply/.ready ## Write sbom.json (CycloneDX) of what a production installs; needs the package index
+	.supply/tools/bin/cyclonedx-py environment .supply/product/bin/python --pyproject pyproject.toml \
+		--mc-type application --output-reproducible --output-format JSON --output-file sbom.json
+	@echo "sbom.json says what a production has"
+
+audit: .supply/.ready ## Ask the advisory database about the pinned versions; needs the internet, CI does without
+	.supply/tools/bin/pip-audit --disable-pip --no-deps --requirement constraints.txt || \
+		{ echo "Known vulnerabilities above, or no way to https://pypi.org: see the lines before this one" >&2; exit 1; }
+
 clean: ## Remove .venv and caches; mail data is kept
-	rm -rf .venv .django .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .django .supply sbom.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -70,4 +79,9 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 		$(PYTHON) -m venv .venv && \
 		$(BIN)/python -m pip install -q -e '.[$(EXTRAS)]' -c constraints.txt; \
 	fi
+	@touch $@
+
+.supply/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv .supply/product && .supply/product/bin/python -m pip install -q '.[server]' -c constraints.txt
+	@$(PYTHON) -m venv .supply/tools && .supply/tools/bin/python -m pip install -q 'cyclonedx-bom' 'pip-audit' -c constraints.txt
 	@touch $@
