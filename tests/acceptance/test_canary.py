@@ -219,7 +219,7 @@ def speak(service, deployment, sink):
     deployment.database.drain()
     for mode in ("defer", "accept-then-drop", "drop@rcpt"):
         sink.mode(mode)
-        submit_all(service, [rendered([f"{MAIL}-{mode[:5]}@sinkhole.test"])])
+        submit_all(service, [rendered([f"{MAIL}-{mode.partition('@')[0]}@sinkhole.test"])])
         until(lambda: "rendered" in deployment.database.statuses().values(), "an attempt failed")
         deployment.database.fetch(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mailkeep'"

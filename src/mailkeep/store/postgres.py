@@ -100,7 +100,7 @@ class Store:
         Raises `StoreUnavailableError` when PostgreSQL can't be reached, `MigrationError` when the schema can't be used.
         """
         with translated():
-            hash_key, pooled = await _bring_up_to_date(dsn)
+            deployment, pooled = await _bring_up_to_date(dsn)
             session = {"application_name": application_name, "timezone": "UTC"}
             pool = await asyncpg.create_pool(
                 dsn,
@@ -113,9 +113,10 @@ class Store:
                 server_settings=session if pooled else session | _PLANNER,
                 statement_cache_size=0 if pooled else PREPARED,
             )
-            store = cls(pool, hash_key, is_pooled=pooled, payload_keys=payload_keys)
+            store = cls(pool, deployment["hash_key"], is_pooled=pooled, payload_keys=payload_keys)
             try:
-                await store.ensure_partitions()
+                if deployment["makes_partitions"]:
+                    await store.ensure_partitions()
             except BaseException:
                 pool.terminate()
                 raise
@@ -395,14 +396,14 @@ class Store:
         await self.fetch("ensure_partitions", days_behind, PARTITION_DAYS_AHEAD)
 
 
-async def _bring_up_to_date(dsn: str) -> tuple[bytes, bool]:
-    """Migrate the schema; answers the deployment's key, and whether a pooler stands before the database."""
+async def _bring_up_to_date(dsn: str) -> tuple[asyncpg.Record, bool]:
+    """Migrate the schema; answers what `hash_key.sql` reads, and whether a pooler stands before the database."""
     connection = await connect(dsn)
     try:
         await migrate(connection)
         async with connection.transaction():
-            hash_key: bytes = await connection.fetchval(query("hash_key"))
-        return hash_key, await is_pooled(connection)
+            (deployment,) = await connection.fetch(query("hash_key"))
+        return deployment, await is_pooled(connection)
     finally:
         await connection.close(timeout=CONNECT_TIMEOUT_S)
 
