@@ -52,6 +52,18 @@ def test_a_row_can_not_stand_in_for_another(tmp_path):
             keys.open(OWNER, Content.MESSAGE, bytes(changed))
 
 
+def test_what_was_cut_or_garbled_is_told_as_such(tmp_path):
+    """Nothing but `SealedError` comes of an envelope that is cut anywhere, or of text that is no base64."""
+    keys = keys_of(tmp_path, new_key("a"))
+    sealed = keys.seal(OWNER, Content.MESSAGE, MESSAGE)
+    for length in range(2, len(sealed)):
+        with pytest.raises(SealedError):
+            keys.open(OWNER, Content.MESSAGE, sealed[:length])
+    for text in ("sealed:?", "sealed:AWE=", "sealed:AWF"):
+        with pytest.raises(SealedError):
+            keys.open_text(OWNER, Content.RECIPIENT, text)
+
+
 def test_keys_rotate(tmp_path):
     """The first key of the file seals; those behind it open what they sealed; one that is gone is named."""
     old, new = new_key("old"), new_key("new")

@@ -128,7 +128,7 @@ class PayloadKeys:
         nonce, sealed = content[nonce_at : nonce_at + NONCE_BYTES], content[nonce_at + NONCE_BYTES :]
         try:
             return key.cipher(owner).decrypt(nonce, sealed, _context(owner, kind))
-        except InvalidTag:
+        except (InvalidTag, ValueError):  # ValueError: cut within the nonce
             raise SealedError(f"sealed by another key than {name}, or changed") from None
 
     def seal_text(self, owner: UUID, kind: Content, text: str) -> str:
@@ -141,7 +141,11 @@ class PayloadKeys:
         """Return what was sealed as text, or what never was. Raises `SealedError`."""
         if not text.startswith(_TEXT) or "@" in text:
             return text
-        return self.open(owner, kind, base64.b64decode(text.removeprefix(_TEXT))).decode()
+        try:
+            sealed = base64.b64decode(text.removeprefix(_TEXT), validate=True)
+        except binascii.Error:
+            raise SealedError("sealed, and changed") from None
+        return self.open(owner, kind, sealed).decode()
 
 
 def new_key(name: str) -> str:
@@ -153,7 +157,7 @@ def new_key(name: str) -> str:
 
 def sealed_by(content: bytes) -> str | None:
     """Return the name of the key that `content` is sealed by, None if it is not sealed."""
-    if not content or content[0] != _MARK:
+    if len(content) < 2 or content[0] != _MARK:
         return None
     return content[2 : 2 + content[1]].decode("ascii", "replace")
 
