@@ -16,7 +16,7 @@ from mailkeep.settings import Settings
 from mailkeep.store.changes import OperatorChanges
 from mailkeep.store.malformed import MalformedCommands
 from mailkeep.store.postgres import INLINE_MESSAGE_BYTES, Store
-from mailkeep.store.reads import QueueReads
+from mailkeep.store.reads import FIRST_ID, QueueReads
 from mailkeep.store.rekey import Rekey
 from mailkeep.store.sealing import PayloadKeys, PayloadKeysError, SealedError, new_key, sealed_by
 from mailkeep.wiring import Service, StartError
@@ -135,15 +135,17 @@ async def test_rotation(opened):
 async def test_what_changes_meanwhile_is_left_alone(opened):
     """A payload that was erased or replaced while it was sealed anew is not put back."""
     old = await opened(OLD)
-    kept, gone = await accepted(old), await accepted(old)
+    kept, gone, changed = await accepted(old), await accepted(old), await accepted(old)
     both = await opened(NEW, OLD)
     rekey = Rekey(both)
-    read = await both.fetch("read_to_rekey", kept.__class__(int=0), 10, b"new", 10**9)
+    read = await both.fetch("read_to_rekey", FIRST_ID, 10, b"new", 10**9)
     renewed = [rekey._renewed(row) for row in read]
     await rows(old, "DELETE FROM mail.payloads WHERE delivery_id = $1", gone)
+    await rows(old, "UPDATE mail.payloads SET message = 'newer' WHERE delivery_id = $1", changed)
     await both.fetch("rekey", *[[row[index] for row in renewed] for index in range(6)])
     assert sealed_by((await payload(old, kept))["message"]) == "new"
     assert await payload(old, gone) is None
+    assert (await payload(old, changed))["message"] == b"newer"
 
 
 async def tried(served, delivery_id):
