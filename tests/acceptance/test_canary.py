@@ -21,11 +21,11 @@ from harness import (
     own_environment,
     rendered,
     submit_all,
-    template,
     until,
 )
 from test_telemetry import Receiver, exporting
 
+from mailkeep.drill.producer import template
 from mailkeep.store.embedded import _postgres_folder
 from mailkeep.store.sealing import new_key
 
