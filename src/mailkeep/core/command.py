@@ -158,13 +158,26 @@ class TemplateContent(msgspec.Struct, frozen=True, tag="template"):
     variables: dict[str, Any]
 
 
+class BounceContent(msgspec.Struct, frozen=True, tag="bounce"):
+    """What a sender is told of the delivery `original_id`: in words, as delivery status fields, and its header."""
+
+    original_id: UUID
+    subject: str
+    text: str
+    status: str  # RFC 3464: lines ending in LF, groups parted by an empty one
+    head: bytes  # CRLF lines
+
+
 class Command(msgspec.Struct, frozen=True):
-    """A validated request. Everything in it means the same whichever intake it came through."""
+    """A validated request. Everything in it means the same whichever intake it came through.
+
+    `sender`: who sends it, if not the deployment's own address.
+    """
 
     source: Source
     delivery_class: DeliveryClass
     guarantee: Guarantee
-    content: RenderedContent | TemplateContent
+    content: RenderedContent | TemplateContent | BounceContent
     to: tuple[Mailbox, ...]
     cc: tuple[Mailbox, ...] = ()
     bcc: tuple[Mailbox, ...] = ()
@@ -175,6 +188,7 @@ class Command(msgspec.Struct, frozen=True):
     send_at_ms: int | None = None
     supersede_key: str | None = None
     list_unsubscribe: str | None = None
+    sender: Mailbox | None = None
 
     @property
     def recipients(self) -> tuple[Mailbox, ...]:
@@ -253,6 +267,11 @@ def parse_request(request: DeliveryRequest, rules: CommandRules) -> Command:
         raise CommandError(
             FailureCode.UNSUPPORTED_SOURCE, "source", f"{source} is not a source a producer may name"
         )
+    return command_of(request, source, rules)
+
+
+def command_of(request: DeliveryRequest, source: Source, rules: CommandRules) -> Command:
+    """Validate all of `request` but its source, which is `source`. Raises `CommandError`."""
     default_class = _CLASS_OF_SOURCE.get(source, DeliveryClass.TRANSACTIONAL)
     delivery_class = _member(DeliveryClass, _or(request.delivery_class, default_class), "class")
     default_guarantee = rules.guarantees.get(delivery_class, Guarantee.AT_LEAST_ONCE)

@@ -419,7 +419,7 @@ def _accept_arguments(batch: Sequence[NewDelivery]) -> list[Any]:
         column(new.catalog_version for new in batch),
         column(new.locale for new in batch),
         column(new.idempotency_key for new in batch),
-        column(new.sender for new in batch),
+        column(new.sender or None for new in batch),
         column("\n".join(new.recipients) for new in batch),
         column(new.parent_id for new in batch),
         column(new.traceparent for new in batch),
