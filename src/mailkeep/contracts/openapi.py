@@ -22,15 +22,14 @@ from mailkeep.contracts.examples import (
 from mailkeep.contracts.schemas import not_null, schemas
 from mailkeep.contracts.truth import COMMAND, Schema, one_of
 from mailkeep.core.command import MAX_KEY_CHARS, FailureCode, LoginCodeRequest
+from mailkeep.intake.application import KEY_HEADER, DeliveryAnswer
 from mailkeep.intake.http import (
     BATCH,
     DELIVERIES,
-    KEY_HEADER,
     LOGIN_CODES,
     MAX_BATCH_KEY_CHARS,
     BatchAnswer,
     BatchRequest,
-    DeliveryAnswer,
     LoginCodeAnswer,
 )
 from mailkeep.intake.problems import MEDIA_TYPE, RETRY_AFTER_S, HttpCode, Problem, make_problem

@@ -35,8 +35,9 @@ from mailkeep.core.malformed import Intake
 from mailkeep.core.outcome import Phase, Scope, Severity
 from mailkeep.core.queue import HopOut
 from mailkeep.core.suppression import SuppressionReason
+from mailkeep.intake.application import DeliveryAnswer
 from mailkeep.intake.commands import MAX_AGE_S
-from mailkeep.intake.http import MAX_COMMANDS, BatchRequest, DeliveryAnswer, LoginCodeAnswer
+from mailkeep.intake.http import MAX_COMMANDS, BatchRequest, LoginCodeAnswer
 from mailkeep.intake.problems import URN, HttpCode, Problem
 from mailkeep.operator.api import (
     FlushRequest,

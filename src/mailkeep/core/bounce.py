@@ -143,7 +143,10 @@ header of your mail.
 
 
 def _status(owed: OwedBounce, failures: tuple[_Failure, ...], reporter: str) -> str:
-    groups = [list(_about_message(owed, reporter)), *(list(_about_recipient(failure)) for failure in failures)]
+    groups = [
+        list(_about_message(owed, reporter)),
+        *(list(_about_recipient(failure)) for failure in failures),
+    ]
     return "\n".join("".join(_folded(name, value) for name, value in group) for group in groups)
 
 
@@ -168,7 +171,10 @@ def _typed(address: str) -> str:
     """Return an address with its type; one that is not ASCII as utf-8-addr-xtext (RFC 6533 section 3)."""
     if address.isascii():
         return f"rfc822; {address}"
-    kept = (letter if letter.isascii() and letter not in "\\+=" else f"\\x{{{ord(letter):X}}}" for letter in address)
+    kept = (
+        letter if letter.isascii() and letter not in "\\+=" else f"\\x{{{ord(letter):X}}}"
+        for letter in address
+    )
     return f"utf-8; {''.join(kept)}"
 
 

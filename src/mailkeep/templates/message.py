@@ -59,8 +59,10 @@ class MessageError(ValueError):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What makes a message a delivery status notification (RFC 3464): the fields in ASCII lines ending in LF, groups parted by
-    an empty one, and the header of the message it is about, in CRLF lines.
+    """What makes a message a delivery status notification (RFC 3464).
+
+    `status` has its fields in ASCII lines ending in LF, groups parted by an empty one; `head` is the header of the message that
+    it is about, in CRLF lines.
     """
 
     status: str
