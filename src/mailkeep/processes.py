@@ -90,7 +90,7 @@ class Supervisor:
         command = [sys.executable, "-m", "mailkeep", "serve", "--supervisor", str(os.getpid())]
         command += [word for option, number in numbers.items() for word in (option, str(number))]
         # A session of its own: Ctrl-C reaches the supervisor alone, which stops the children in order.
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 - our own module
             command, pass_fds=list(numbers.values()), env=os.environ, start_new_session=True
         )
 

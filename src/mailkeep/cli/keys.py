@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from mailkeep.cli._given import Actor, actor_of, expiry_s
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
@@ -16,9 +18,6 @@ T = TypeVar("T")
 app = typer.Typer(help="Make, list and revoke the API keys of POST /send.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Actor = Annotated[
-    str | None, typer.Option("--as", help="Who does it, for the record.", show_default="you")
-]
 
 
 @app.command()
@@ -42,11 +41,11 @@ def create(
     To change a key, make a second one under the same name, give it to the program, and revoke the first. For example
 
       mailkeep keys create billing --sender billing@example.org --expires-in 365d
+
       mailkeep keys create newsdesk --sender @news.example.org --sender ann@example.org
     """
     import sys
 
-    from mailkeep.cli._actor import actor_of, expiry_s
     from mailkeep.cli.output import print_json
 
     by, expires_in_s = actor_of(actor), expiry_s(expires_in)
@@ -97,7 +96,6 @@ def revoke(
 
     For example `mailkeep keys revoke 8f2a71c05d9e34b6`.
     """
-    from mailkeep.cli._actor import actor_of
     from mailkeep.cli.output import fail, print_json
 
     by = actor_of(actor)
