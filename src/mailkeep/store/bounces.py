@@ -13,7 +13,7 @@ import msgspec
 from mailkeep.core.bounce import MAX_HEAD_BYTES, OwedBounce, Said
 from mailkeep.store.postgres import Store
 
-TAKEN_FOR_S: Final = 30.0
+TAKEN_FOR_S: Final = 15.0
 """After so long a taken one is free again: its replica died."""
 HEAD_READ_BYTES: Final = MAX_HEAD_BYTES + 4  # to see whether the header ends there
 ATTEMPTS_READ: Final = 50
