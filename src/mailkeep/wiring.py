@@ -9,7 +9,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
@@ -27,13 +27,11 @@ from mailkeep.dispatch.takeover import TakeoverWorker
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.dkim.keys import DkimKeysError, Keyring
 from mailkeep.intake.accept import Accept, AcceptPolicy
-from mailkeep.intake.access_tokens import AccessTokens, TokenRules
 from mailkeep.intake.api_keys import KeyHolders
-from mailkeep.intake.bearer import Bearers
+from mailkeep.intake.bearer import Bearers, TokenJudge
 from mailkeep.intake.bounces import BounceDispatcher
 from mailkeep.intake.commands import CommandIntake
 from mailkeep.intake.http import InternalHttpApp
-from mailkeep.intake.issuer import IssuerKeys
 from mailkeep.intake.listener import HttpListener
 from mailkeep.intake.rate import RateLimiter
 from mailkeep.intake.send import SendHttpApp
@@ -54,6 +52,9 @@ from mailkeep.store.migrate import MigrationError
 from mailkeep.store.postgres import Store
 from mailkeep.store.retention import Retention
 from mailkeep.templates.catalog import SHIPPED_CATALOG, Catalog, CatalogError
+
+if TYPE_CHECKING:
+    from mailkeep.intake.issuer import IssuerKeys
 
 INTAKE_SHARE: Final = 0.5
 ATTEMPT_SHARE: Final = 0.8
@@ -121,8 +122,7 @@ class Service:
             right_of_way=right_of_way,
             signer=self._signer,
         )
-        issuer = settings.send_oidc_issuer
-        self._issuer_keys = IssuerKeys(issuer, settings.send_oidc_keys_url) if issuer else None
+        self._issuer_keys: IssuerKeys | None = None
         self._listener: HttpListener | None = None
         self._send_listener: HttpListener | None = None
 
@@ -217,13 +217,34 @@ class Service:
 
     async def _listen_for_sends(self, address: Endpoint, listening: socket.socket | None) -> None:
         keys = KeyHolders(ApiKeys(self._store))
-        rules = token_rules(self._settings)
-        tokens = AccessTokens(rules, self._issuer_keys) if rules and self._issuer_keys else None
+        tokens = None if self._settings.send_oidc_issuer is None else self._access_tokens()
         app = SendHttpApp(
             accept=self._accept, bearers=Bearers(keys, tokens), rate=RateLimiter(self._settings.send_rate)
         )
         self._send_listener = await _started(app, address, listening, "send")
         self._log.info("send http listener started", port=self._send_listener.port)
+
+    def _access_tokens(self) -> TokenJudge:
+        # Loaded only where an issuer is configured.
+        from mailkeep.intake.access_tokens import AccessTokens, TokenRules  # noqa: PLC0415
+        from mailkeep.intake.issuer import IssuerKeys  # noqa: PLC0415
+
+        settings = self._settings
+        assert settings.send_oidc_issuer is not None
+        path = settings.send_oidc_senders_file
+        try:
+            senders = {} if path is None else read_senders(path)
+        except ValueError as fault:  # it was sound when the settings were read
+            raise StartError(f"the file of MAIL_SEND_OIDC_SENDERS_FILE {fault}", unavailable=False) from fault
+        rules = TokenRules(
+            issuer=settings.send_oidc_issuer,
+            audiences=frozenset(settings.send_oidc_audiences),
+            scope=settings.send_oidc_scope,
+            sender_claim=settings.send_oidc_sender_claim,
+            senders=senders,
+        )
+        self._issuer_keys = IssuerKeys(settings.send_oidc_issuer, settings.send_oidc_keys_url)
+        return AccessTokens(rules, self._issuer_keys)
 
     @property
     def http_address(self) -> Endpoint:
@@ -385,24 +406,6 @@ def accept_policy(settings: Settings) -> AcceptPolicy:
         ),
         stub=settings.smtp_mode is SmtpMode.STUB,
         auth_expiry_s=int(settings.auth_expiry_s),
-    )
-
-
-def token_rules(settings: Settings) -> TokenRules | None:
-    """Return what is wanted of access tokens, None where none is taken. Raises `StartError`."""
-    if settings.send_oidc_issuer is None:
-        return None
-    path = settings.send_oidc_senders_file
-    try:
-        senders = {} if path is None else read_senders(path)
-    except ValueError as fault:  # it was sound when the settings were read
-        raise StartError(f"the file of MAIL_SEND_OIDC_SENDERS_FILE {fault}", unavailable=False) from fault
-    return TokenRules(
-        issuer=settings.send_oidc_issuer,
-        audiences=frozenset(settings.send_oidc_audiences),
-        scope=settings.send_oidc_scope,
-        sender_claim=settings.send_oidc_sender_claim,
-        senders=senders,
     )
 
 

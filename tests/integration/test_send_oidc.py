@@ -10,13 +10,9 @@ from send_kit import AUDIENCE, GARBAGE, MAKERS, SENDER, Issuer, SigningKey, call
 
 from mailkeep.core.ownership import Owner
 from mailkeep.intake import issuer as issuing
-from mailkeep.intake.access_tokens import (
-    AccessTokens,
-    ScopeMissingError,
-    TokenRefusedError,
-    TokenRules,
-)
-from mailkeep.intake.issuer import IssuerKeys, IssuerUnavailableError
+from mailkeep.intake.access_tokens import AccessTokens, TokenRules
+from mailkeep.intake.bearer import IssuerUnavailableError, ScopeMissingError, TokenRefusedError
+from mailkeep.intake.issuer import IssuerKeys
 
 PATIENCE_S = 60.0
 

@@ -12,6 +12,7 @@ import jwt
 import msgspec
 
 from mailkeep.core.ownership import Owner, OwnershipError, parse_senders
+from mailkeep.intake.bearer import ScopeMissingError, TokenRefusedError
 from mailkeep.intake.issuer import IssuerKeys
 
 ALGORITHMS: Final = (
@@ -27,14 +28,6 @@ _TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt"})
 _TRUE: Final = (True, "true")  # some issuers write it as text
 _INVALID: Final = (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError)
 """What the library raises for tokens that are none; before the signature is checked they are anybody's."""
-
-
-class TokenRefusedError(Exception):
-    """The token proves nothing."""
-
-
-class ScopeMissingError(Exception):
-    """The token is valid, and not meant for sending mail."""
 
 
 class TokenRules(msgspec.Struct, frozen=True):

@@ -5,13 +5,11 @@ a query or a body, where proxies would log it. 401 says that nobody is proven, 4
 """
 
 import re
-from typing import Final
+from typing import Final, Protocol
 
 from mailkeep.core.api_key import PREFIX
 from mailkeep.core.ownership import Owner
-from mailkeep.intake.access_tokens import AccessTokens, ScopeMissingError, TokenRefusedError
 from mailkeep.intake.api_keys import KeyHolders
-from mailkeep.intake.issuer import IssuerUnavailableError
 from mailkeep.intake.problems import Headers, HttpCode, ProblemError, make_problem
 
 MAX_TOKEN_CHARS: Final = 16 * 1024
@@ -22,10 +20,29 @@ _INSUFFICIENT: Final[Headers] = (
 )
 
 
+class TokenRefusedError(Exception):
+    """The token proves nothing."""
+
+
+class ScopeMissingError(Exception):
+    """The token is valid, and not meant for sending mail."""
+
+
+class IssuerUnavailableError(Exception):
+    """No key of the issuer was ever fetched, so that no token can be judged."""
+
+
+class TokenJudge(Protocol):
+    """What judges access tokens: `mailkeep.intake.access_tokens`, which is loaded only where an issuer is configured."""
+
+    async def owner_of(self, token: str) -> Owner:
+        """Return who bears `token`. Raises the three errors above."""
+
+
 class Bearers:
     """Tells who sends a request. Without `access_tokens` only API keys are taken."""
 
-    def __init__(self, keys: KeyHolders, access_tokens: AccessTokens | None) -> None:
+    def __init__(self, keys: KeyHolders, access_tokens: TokenJudge | None) -> None:
         self._keys = keys
         self._access_tokens = access_tokens
 

@@ -17,6 +17,8 @@ import jwt
 import msgspec
 import structlog
 
+from mailkeep.intake.bearer import IssuerUnavailableError
+
 T = TypeVar("T")
 
 FETCH_TIMEOUT_S: Final = 5.0
@@ -29,10 +31,6 @@ RETRY_S: Final = 2.0
 """Between two fetches while there are no keys at all."""
 MAX_AGE_S: Final = 600.0
 DISCOVERY: Final = "/.well-known/openid-configuration"
-
-
-class IssuerUnavailableError(Exception):
-    """No key was ever fetched, so that no token can be judged."""
 
 
 class _FetchError(Exception):
