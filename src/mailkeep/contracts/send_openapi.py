@@ -152,6 +152,7 @@ _REFUSALS: Final[dict[str, tuple[Exchange, ...]]] = {
             _F.TOO_LARGE,
             "the body is larger than 36962304 bytes",
             status=413,
+            text=" ",
             size_bytes=36_962_305,
         ),
     ),
@@ -245,7 +246,7 @@ def send_openapi() -> Schema:
                     "description": "RFC 6750: whether the token is missing, wrong, or allows too little.",
                     "schema": {
                         "type": "string",
-                        "pattern": '^Bearer realm="mailkeep"(?:, error="[a-z_]+")?$',
+                        "pattern": '^(?:Bearer realm="mailkeep"(?:, error="[a-z_]+")?)$',
                     },
                 },
             },

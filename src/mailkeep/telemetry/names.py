@@ -55,13 +55,8 @@ LOG_EVENTS: Final = (
     LogEvent(
         "internal_http",
         "request met a fault",
-        "A request was answered 500; `at` is where it happened. Repeating it with its key is safe.",
-        alert="always: a fault of ours",
-    ),
-    LogEvent(
-        "send_http",
-        "request met a fault",
-        "A call of `POST /send` was answered 500; `at` is where it happened. Repeating it with its key is safe.",
+        "A request was answered 500; `at` is where it happened. Repeating it with its key is safe. Of `POST /send` the logger is "
+        "`send_http`.",
         alert="always: a fault of ours",
     ),
     LogEvent(
