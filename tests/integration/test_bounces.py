@@ -306,3 +306,16 @@ async def test_of_a_large_header_a_bounded_part_goes_back(store):
     await store.finish([finished(claim, ending(claim, Severity.PERMANENT))])
     (bounce,) = await OwedBounces(store).take(1)
     assert len(bounce.head) <= MAX_HEAD_BYTES + 4
+
+
+async def test_no_bounce_leaves_for_a_reserved_domain(serve, hop, store, log_lines):
+    """A sender that can't be sent to (RFC 2606) is given up with one line; nothing stays owed."""
+    hop.replies = {"gone@example.net": "550 5.1.1 No such user"}
+    served = await serve(
+        MAIL_SMTP_MODE="smtp", MAIL_SMTP_ADDR=hop.address, MAIL_SMTP_FROM_EMAIL="mail@mailkeep.example"
+    )
+    relayed = command(payload={"to": ["gone@example.net"]}) | {"class": "relay"}
+    assert (await served.post(DELIVERIES, relayed)).status_code == 202
+    await until(lambda: any(line["event"] == "a bounce could not be made" for line in log_lines))
+    await settled_down(store)
+    assert not hop.envelopes

@@ -256,7 +256,7 @@ def parse_login_code(request: LoginCodeRequest, rules: CommandRules, default_exp
         expires_in_s=expires_in_s,
         supersede_key=f"{LOGIN_CODE_TEMPLATE}:{request.purpose}",
     )
-    _check_recipients(command, rules, "email")
+    check_recipients(command, rules, "email")
     return command
 
 
@@ -295,7 +295,7 @@ def command_of(request: DeliveryRequest, source: Source, rules: CommandRules) ->
         supersede_key=_supersede_key(request.supersede_key),
         list_unsubscribe=_list_unsubscribe(payload.list_unsubscribe),
     )
-    _check_recipients(command, rules)
+    check_recipients(command, rules)
     _check_times(command)
     return command
 
@@ -494,7 +494,8 @@ def _list_unsubscribe(url: str | None) -> str | None:
     return url
 
 
-def _check_recipients(command: Command, rules: CommandRules, field: str = "payload.to") -> None:
+def check_recipients(command: Command, rules: CommandRules, field: str = "payload.to") -> None:
+    """Raise `CommandError` unless `command` has recipients, not too many, all of which mail may leave to."""
     if not command.to:
         raise CommandError(FailureCode.MISSING_FIELD, field, "needs at least one recipient")
     if len(command.reply_to) > rules.limits.recipients:

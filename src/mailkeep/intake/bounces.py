@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from mailkeep.core.bounce import OwedBounce, compose
-from mailkeep.core.command import CommandError, FailureCode
+from mailkeep.core.command import CommandError, FailureCode, check_recipients
 from mailkeep.core.delivery import DeliveryClass, Guarantee
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.intake.accept import Accept
@@ -85,6 +85,7 @@ class BounceDispatcher:
         policy = self._accept.policy
         guarantee = policy.rules.guarantees.get(DeliveryClass.RELAY, Guarantee.AT_LEAST_ONCE)
         command = compose(bounce, policy.sender.domain, guarantee)
+        check_recipients(command, policy.rules)
         try:
             await self._accept.accept(command, key=str(bounce.id), traceparent=bounce.traceparent)
         except CommandError as fault:
