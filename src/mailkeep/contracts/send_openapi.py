@@ -118,7 +118,7 @@ _REFUSALS: Final[dict[str, tuple[Exchange, ...]]] = {
         _refused(
             "A body that is cut off",
             _F.INVALID_JSON,
-            "the body: is not valid JSON: Expecting property name enclosed in double quotes at character 16",
+            "the body: is not valid JSON: Expecting property name enclosed in double quotes at character 15",
             text='{"subject": "",',
         ),
     ),
