@@ -9,8 +9,8 @@ from send_kit import calling, new_key
 from test_contract_conformance import API, ENVIRON, Executed, examples
 
 RUN_S = 120
-UNPROVOKED = {"internal_error", "unavailable", "issuer_unavailable", "rate_limited"}
-"""Answers that nobody can ask for here; other tests bring them about."""
+UNPROVOKED = {"internal_error", "unavailable", "issuer_unavailable", "rate_limited", "too_large"}
+"""Answers that nobody can ask for here, or only with many megabytes; other tests bring them about."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def test_every_example_is_answered_as_documented(sends, dsn):
         if example.status == 200:
             again = await executed.send(example)
             assert (again.content, again.headers["idempotent-replayed"]) == (answer.content, "true")
-    assert met == {200, 400, 401, 403, 404, 405, 413, 415, 422}
+    assert met == {200, 400, 401, 403, 404, 405, 415, 422}
 
 
 @pytest.mark.timeout(RUN_S + 30)

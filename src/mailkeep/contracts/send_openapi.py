@@ -147,13 +147,9 @@ _REFUSALS: Final[dict[str, tuple[Exchange, ...]]] = {
         _refused("Another method", _H.METHOD_NOT_ALLOWED, "use one of: POST", method="GET"),
     ),
     "TooLarge": (
-        _refused(
+        _unprovoked(
             "A body beyond all limits",
-            _F.TOO_LARGE,
-            "the body is larger than 36962304 bytes",
-            status=413,
-            text=" ",
-            size_bytes=36_962_305,
+            make_problem(_F.TOO_LARGE, "the body is larger than 36962304 bytes", status=413),
         ),
     ),
     "UnsupportedMediaType": (
