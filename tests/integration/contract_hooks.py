@@ -17,6 +17,7 @@ from mailkeep.core.ids import new_id
 KEY = "Idempotency-Key"
 BEYOND_SCHEMA = {
     ("invalid_address", "email"),
+    ("invalid_address", "reply_to[0]"),
     ("invalid_field", "domain"),
     ("invalid_field", "recipient"),
     ("too_large", "payload.attachments"),
