@@ -96,7 +96,7 @@ def test_a_crash_between_a_bounce_and_what_was_owed(deployment):
     service.start(MAIL_FAULT_POINT=f"{FaultPoint.BOUNCE_BEFORE_SETTLED}:1")
     for number in range(COUNT // 6):
         submission = rendered([f"bounce+{number}-{new_id(time.time())}@sinkhole.test"])
-        assert service.call("POST", f"{API}/deliveries", {**submission.body, "class": "relay"})[0] == 202
+        assert service.call("POST", DELIVERIES, {**submission.body, "class": "relay"})[0] == 202
     assert service.wait() == -signal.SIGKILL
     database = deployment.database
     assert database.value("SELECT count(*) FROM mail.bounces_owed") > 0
