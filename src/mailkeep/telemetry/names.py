@@ -133,6 +133,11 @@ LOG_EVENTS: Final = (
     LogEvent("takeover_worker", "takeover waits for PostgreSQL", "Tried again at the next interval."),
     LogEvent("attempt_scheduler", "attempt scheduler started", "Due deliveries are claimed."),
     LogEvent("attempt_scheduler", "attempt scheduler stopped", "Nothing more is claimed."),
+    LogEvent(
+        "attempt_scheduler",
+        "claims without a holder could not be given back; they are taken over",
+        "PostgreSQL was away as this replica stopped, just after it had claimed mail; another one takes it over as it does that of a lost one.",
+    ),
     LogEvent("attempt_scheduler", "attempt scheduler waits for PostgreSQL", "Tried again after a pause."),
     LogEvent(
         "attempt_scheduler",
