@@ -14,6 +14,7 @@ import yaml
 from mailkeep.contracts.asyncapi import asyncapi
 from mailkeep.contracts.command_schema import command_schema
 from mailkeep.contracts.openapi import openapi
+from mailkeep.contracts.send_openapi import send_openapi
 
 API: Final = Path(__file__).parent
 NOTICE: Final = "# Written by api/generate.py (`make docs`); edit src/mailkeep/contracts instead.\n"
@@ -52,6 +53,7 @@ def documents() -> dict[str, str]:
     """Return every generated file, name -> text."""
     return {
         "internal-openapi.yaml": _yaml(openapi()),
+        "send-openapi.yaml": _yaml(send_openapi()),
         "delivery-commands-asyncapi.yaml": _yaml(asyncapi()),
         "delivery-command.schema.json": f"{json.dumps(command_schema(), indent=2, ensure_ascii=False)}\n",
     }

@@ -26,6 +26,7 @@ class FaultPoint(StrEnum):
     OUTCOME_KNOWN = "outcome_known"
     FINISH_BEFORE_COMMIT = "finish_before_commit"
     FINISH_AFTER_COMMIT = "finish_after_commit"
+    BOUNCE_BEFORE_SETTLED = "bounce_before_settled"
 
 
 class _Armed:

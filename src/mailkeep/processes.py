@@ -1,4 +1,4 @@
-"""Several processes of one service on one machine: each a replica of its own, all listening on one socket.
+"""Several processes of one service on one machine: each a replica of its own, all listening on the same sockets.
 
 A child that dies is replaced, after a growing pause if it keeps dying; its mail goes on at once with its siblings. The
 supervisor holds no state of any message.
@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from types import FrameType
 from typing import Final
 
@@ -30,9 +31,12 @@ STOP_MARGIN_S: Final = 5.0
 
 
 class Supervisor:
-    """Runs `count` children of `mailkeep serve` on the socket `listening`; `run` until SIGINT or SIGTERM."""
+    """Runs `count` children of `mailkeep serve`; `run` until SIGINT or SIGTERM.
 
-    def __init__(self, count: int, listening: socket.socket, shutdown_timeout_s: float) -> None:
+    `listening`: the sockets they share, by the option that hands each over.
+    """
+
+    def __init__(self, count: int, listening: Mapping[str, socket.socket], shutdown_timeout_s: float) -> None:
         self._listening = listening
         self._shutdown_timeout_s = shutdown_timeout_s
         self._children: list[subprocess.Popen[bytes] | None] = [None] * count
@@ -82,11 +86,13 @@ class Supervisor:
             self._started_at[index] = time.monotonic()
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
-        number = self._listening.fileno()
-        command = [sys.executable, "-m", "mailkeep", "serve", "--listen-fd", str(number)]
-        command += ["--supervisor", str(os.getpid())]
+        numbers = {option: listening.fileno() for option, listening in self._listening.items()}
+        command = [sys.executable, "-m", "mailkeep", "serve", "--supervisor", str(os.getpid())]
+        command += [word for option, number in numbers.items() for word in (option, str(number))]
         # A session of its own: Ctrl-C reaches the supervisor alone, which stops the children in order.
-        return subprocess.Popen(command, pass_fds=[number], env=os.environ, start_new_session=True)  # noqa: S603 - our own module
+        return subprocess.Popen(  # noqa: S603 - our own module
+            command, pass_fds=list(numbers.values()), env=os.environ, start_new_session=True
+        )
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True

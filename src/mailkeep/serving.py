@@ -19,7 +19,7 @@ import uvloop
 from mailkeep.processes import Supervisor
 from mailkeep.settings import Settings
 from mailkeep.telemetry import log, otel, tracing
-from mailkeep.wiring import Service, StartError
+from mailkeep.wiring import Listening, Service, StartError
 
 EXIT_FAILED: Final = 1
 EXIT_UNAVAILABLE: Final = 69
@@ -29,26 +29,23 @@ ORPHAN_LOOK_S: Final = 1.0
 
 
 def serve(
-    settings: Settings, *, processes: int = 1, listen_fd: int | None = None, supervisor: int | None = None
+    settings: Settings,
+    *,
+    processes: int = 1,
+    listen_fd: int | None = None,
+    send_fd: int | None = None,
+    supervisor: int | None = None,
 ) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code.
 
-    A child of a supervisor is given its socket and its process number, and ends when that is no longer its parent.
+    A child of a supervisor is given its sockets and its process number, and ends when that is no longer its parent.
     """
     # What a core dump would hold is other people's mail and our passwords; children inherit this.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     log.configure(settings.log_level, settings.log_format, trace_ids=otel.trace_ids)
     if processes > 1:
-        address = settings.internal_http_addr
-        try:
-            listening = socket.create_server((address.host, address.port), backlog=BACKLOG)
-        except OSError as fault:
-            structlog.get_logger("supervisor").error(
-                "can't listen", host=address.host, port=address.port, error=fault.strerror
-            )
-            return EXIT_CONFIG
-        return Supervisor(processes, listening, settings.shutdown_timeout_s).run()
-    listening_socket = None if listen_fd is None else socket.socket(fileno=listen_fd)
+        return _supervise(settings, processes)
+    listening = Listening(internal=_inherited(listen_fd), send=_inherited(send_fd))
     try:
         telemetry = otel.start()
     except otel.TelemetryError as fault:
@@ -57,13 +54,33 @@ def serve(
     if telemetry.traces:
         tracing.turn_on()
     try:
-        return uvloop.run(_serve(settings, listening_socket, supervisor, with_gauges=bool(telemetry.metrics)))
+        return uvloop.run(_serve(settings, listening, supervisor, with_gauges=bool(telemetry.metrics)))
     finally:
         telemetry.stop()
 
 
+def _supervise(settings: Settings, processes: int) -> int:
+    addresses = {"--listen-fd": settings.internal_http_addr, "--send-fd": settings.send_http_addr}
+    sockets: dict[str, socket.socket] = {}
+    for option, address in addresses.items():
+        if address is None:
+            continue
+        try:
+            sockets[option] = socket.create_server((address.host, address.port), backlog=BACKLOG)
+        except OSError as fault:
+            structlog.get_logger("supervisor").error(
+                "can't listen", host=address.host, port=address.port, error=fault.strerror
+            )
+            return EXIT_CONFIG
+    return Supervisor(processes, sockets, settings.shutdown_timeout_s).run()
+
+
+def _inherited(number: int | None) -> socket.socket | None:
+    return None if number is None else socket.socket(fileno=number)
+
+
 async def _serve(
-    settings: Settings, listening: socket.socket | None, supervisor: int | None, *, with_gauges: bool
+    settings: Settings, listening: Listening, supervisor: int | None, *, with_gauges: bool
 ) -> int:
     logger = structlog.get_logger("service")
     stopping = asyncio.Event()

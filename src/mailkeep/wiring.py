@@ -1,18 +1,19 @@
 """The composition root: `Settings` -> running services. The only place that builds adapters and knows every room.
 
 Start: the DKIM keys are read, Redis is pinged, PostgreSQL opened and migrated, the catalog parsed, and only then the
-workers and the listener begin; any failure ends the start with one clear line. Stop, bounded by `MAIL_SHUTDOWN_TIMEOUT`:
-the listener first, then attempts finish or are handed back, then clients close.
+workers and the listeners begin; any failure ends the start with one clear line. Stop, bounded by `MAIL_SHUTDOWN_TIMEOUT`:
+the listeners first, then attempts finish or are handed back, then clients close.
 """
 
 import asyncio
 import socket
 import time
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
+from starlette.types import ASGIApp
 
 from mailkeep.contracts.openapi import openapi_json
 from mailkeep.core.command import CommandRules
@@ -26,18 +27,26 @@ from mailkeep.dispatch.takeover import TakeoverWorker
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.dkim.keys import DkimKeysError, Keyring
 from mailkeep.intake.accept import Accept, AcceptPolicy
+from mailkeep.intake.api_keys import KeyHolders
+from mailkeep.intake.bearer import Bearers, TokenJudge
+from mailkeep.intake.bounces import BounceDispatcher
 from mailkeep.intake.commands import CommandIntake
 from mailkeep.intake.http import InternalHttpApp
-from mailkeep.intake.listener import InternalHttpListener
+from mailkeep.intake.listener import HttpListener
 from mailkeep.intake.listener_tls import ListenerTls
+from mailkeep.intake.rate import RateLimiter
+from mailkeep.intake.send import SendHttpApp
 from mailkeep.intake.signing import Signer
 from mailkeep.intake.sql import EnqueuedConsumer
 from mailkeep.operator.api import operator_api
 from mailkeep.settings import Endpoint, HopSettings, Settings, SmtpMode
+from mailkeep.settings.senders import read_senders
 from mailkeep.smtp.next_hop import AuthMechanism, HopAddress, NextHop, Timers, TlsMode
 from mailkeep.smtp.pace import connections_at_pace
 from mailkeep.smtp.pool import Pool
 from mailkeep.smtp.routes import Routes
+from mailkeep.store.api_keys import ApiKeys
+from mailkeep.store.bounces import OwedBounces
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.listener import DUE, ENQUEUED, PROBE, NotificationListener
 from mailkeep.store.migrate import MigrationError
@@ -46,6 +55,9 @@ from mailkeep.store.retention import Retention
 from mailkeep.store.sealing import PayloadKeys, PayloadKeysError
 from mailkeep.templates.catalog import SHIPPED_CATALOG, Catalog, CatalogError
 
+if TYPE_CHECKING:
+    from mailkeep.intake.issuer import IssuerKeys
+
 INTAKE_SHARE: Final = 0.5
 ATTEMPT_SHARE: Final = 0.8
 RECORD_SHARE: Final = 0.9
@@ -53,6 +65,16 @@ RECORD_SHARE: Final = 0.9
 recording and the farewell."""
 CLOSE_SHARE: Final = 0.04
 """For closing the connections to next hops, and again those to PostgreSQL."""
+
+
+class Listening(msgspec.Struct, frozen=True):
+    """Sockets that are bound already, shared by the processes of one service; one that is None is made."""
+
+    internal: socket.socket | None = None
+    send: socket.socket | None = None
+
+
+_NONE_BOUND: Final = Listening()
 
 
 class StartError(Exception):
@@ -102,15 +124,16 @@ class Service:
             right_of_way=right_of_way,
             signer=self._signer,
         )
-        self._listener: InternalHttpListener | None = None
+        self._issuer_keys: IssuerKeys | None = None
+        self._listener: HttpListener | None = None
+        self._send_listener: HttpListener | None = None
 
     @classmethod
     async def start(
-        cls, settings: Settings, listening: socket.socket | None = None, *, with_gauges: bool = False
+        cls, settings: Settings, listening: Listening = _NONE_BOUND, *, with_gauges: bool = False
     ) -> "Service":
         """Start everything and return when mail can be handed in. Raises `StartError`.
 
-        `listening`: an already bound socket for the internal listener, shared by the processes of one service.
         `with_gauges`: read what gauges show, since metrics are exported.
         """
         keyring = load_keyring(settings)
@@ -128,7 +151,7 @@ class Service:
             raise
         return service
 
-    async def _begin(self, listening: socket.socket | None) -> None:
+    async def _begin(self, listening: Listening) -> None:
         try:
             await self.replica.start()
         except StoreUnavailableError as fault:
@@ -160,9 +183,13 @@ class Service:
         self._spawn(takeover.run(), "takeover worker")
         self._spawn(RetentionWorker(retention, settings.cleanup_interval_s).run(), "retention worker")
         self._intakes.append(asyncio.create_task(enqueued.run(), name="enqueued consumer"))
+        bounces = BounceDispatcher(OwedBounces(self._store), self._accept)
+        self._intakes.append(asyncio.create_task(bounces.run(), name="bounce dispatcher"))
         if settings.has_redis:
             self._consume_stream(commands)
-        await self._listen(listening)
+        await self._listen(listening.internal)
+        if settings.send_http_addr is not None:
+            await self._listen_for_sends(settings.send_http_addr, listening.send)
 
     def _consume_stream(self, commands: CommandIntake) -> None:
         from mailkeep.intake.redis_client import redis_connector  # noqa: PLC0415 - as in `ping_redis`
@@ -187,25 +214,52 @@ class Service:
             operator=operator_api(self._store, openapi_json(), settings.ladders),
             tokens=tuple(token.reveal() for token in settings.internal_http_tokens),
         )
-        address = settings.internal_http_addr
         tls = listener_tls(settings)
-        listener = InternalHttpListener(app, address.host, address.port, listening=listening, tls=tls)
+        self._listener = await _started(app, settings.internal_http_addr, listening, "internal", tls)
+        self._log.info("internal http listener started", port=self._listener.port, tls=tls is not None)
+
+    async def _listen_for_sends(self, address: Endpoint, listening: socket.socket | None) -> None:
+        keys = KeyHolders(ApiKeys(self._store))
+        tokens = None if self._settings.send_oidc_issuer is None else self._access_tokens()
+        app = SendHttpApp(
+            accept=self._accept, bearers=Bearers(keys, tokens), rate=RateLimiter(self._settings.send_rate)
+        )
+        self._send_listener = await _started(app, address, listening, "send")
+        self._log.info("send http listener started", port=self._send_listener.port)
+
+    def _access_tokens(self) -> TokenJudge:
+        # Loaded only where an issuer is configured.
+        from mailkeep.intake.access_tokens import AccessTokens, TokenRules  # noqa: PLC0415
+        from mailkeep.intake.issuer import IssuerKeys  # noqa: PLC0415
+
+        settings = self._settings
+        assert settings.send_oidc_issuer is not None
+        path = settings.send_oidc_senders_file
         try:
-            await listener.start()
-        except OSError as fault:
-            raise StartError(
-                f"the internal HTTP listener can't use {address.host}:{address.port}: {fault.strerror or fault}; "
-                "free the port or set MAIL_INTERNAL_HTTP_ADDR",
-                unavailable=False,
-            ) from fault
-        self._listener = listener
-        self._log.info("internal http listener started", port=listener.port, tls=tls is not None)
+            senders = {} if path is None else read_senders(path)
+        except ValueError as fault:  # it was sound when the settings were read
+            raise StartError(f"the file of MAIL_SEND_OIDC_SENDERS_FILE {fault}", unavailable=False) from fault
+        rules = TokenRules(
+            issuer=settings.send_oidc_issuer,
+            audiences=frozenset(settings.send_oidc_audiences),
+            scope=settings.send_oidc_scope,
+            sender_claim=settings.send_oidc_sender_claim,
+            senders=senders,
+        )
+        self._issuer_keys = IssuerKeys(settings.send_oidc_issuer, settings.send_oidc_keys_url)
+        return AccessTokens(rules, self._issuer_keys)
 
     @property
     def http_address(self) -> Endpoint:
         """Where the internal listener listens."""
         assert self._listener is not None
         return Endpoint(self._settings.internal_http_addr.host, self._listener.port)
+
+    @property
+    def send_address(self) -> Endpoint | None:
+        """Where the send listener listens, None if it does not."""
+        address, listener = self._settings.send_http_addr, self._send_listener
+        return Endpoint(address.host, listener.port) if address and listener else None
 
     async def wait(self) -> None:
         """Wait until one of the workers ends, which none of them should."""
@@ -223,9 +277,15 @@ class Service:
         def left_s(share: float) -> float:
             return max(begun_s + timeout_s * share - time.monotonic(), 0.0)
 
+        await asyncio.gather(
+            _stopped(self._listener, timeout_s / 3), _stopped(self._send_listener, timeout_s / 3)
+        )
+        if self._send_listener is not None:
+            self._log.info("send http listener stopped")
         if self._listener is not None:
-            await self._listener.stop(timeout_s / 3)
             self._log.info("internal http listener stopped")
+        if self._issuer_keys is not None:
+            await self._issuer_keys.close()
         await _cancel(self._intakes, left_s(INTAKE_SHARE))
         await _settle([asyncio.create_task(self._accept.drain())], left_s(INTAKE_SHARE))
         await _cancel(self._running, left_s(INTAKE_SHARE))
@@ -240,6 +300,31 @@ class Service:
 
     def _spawn(self, running: Coroutine[Any, Any, None], name: str) -> None:
         self._running.append(asyncio.create_task(running, name=name))
+
+
+async def _started(
+    app: ASGIApp,
+    address: Endpoint,
+    listening: socket.socket | None,
+    name: str,
+    tls: ListenerTls | None = None,
+) -> HttpListener:
+    """Return a listener that listens. Raises `StartError`."""
+    listener = HttpListener(app, address.host, address.port, listening=listening, tls=tls)
+    try:
+        await listener.start()
+    except OSError as fault:
+        raise StartError(
+            f"the {name} HTTP listener can't use {address.host}:{address.port}: {fault.strerror or fault}; "
+            f"free the port or set MAIL_{name.upper()}_HTTP_ADDR",
+            unavailable=False,
+        ) from fault
+    return listener
+
+
+async def _stopped(listener: HttpListener | None, timeout_s: float) -> None:
+    if listener is not None:
+        await listener.stop(timeout_s)
 
 
 async def _cancel(tasks: list[asyncio.Task[None]], timeout_s: float) -> None:

@@ -4,14 +4,16 @@ Many mails are under way, and most commits hold several; each step of a single o
 """
 
 import signal
+import time
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 import pytest
-from harness import QUICK, Database, mails, submit, submit_all, until
+from harness import DELIVERIES, QUICK, Database, mails, rendered, submit, submit_all, until
 
 from mailkeep.core.delivery import BIRTH
+from mailkeep.core.ids import new_id
 from mailkeep.faults import FaultPoint
 
 COUNT: Final = 60
@@ -87,6 +89,25 @@ def scene(database: Database, hits: int, answers: int, arrived: int) -> Scene:
     )
 
 
+def test_a_crash_between_a_bounce_and_what_was_owed(deployment):
+    """The bounces are stored and still owed: another life finds them, and each sender gets exactly one."""
+    sink = deployment.told_sink()
+    service = deployment.service(sink.port, **QUICK)
+    service.start(MAIL_FAULT_POINT=f"{FaultPoint.BOUNCE_BEFORE_SETTLED}:1")
+    for number in range(COUNT // 6):
+        submission = rendered([f"bounce+{number}-{new_id(time.time())}@sinkhole.test"])
+        assert service.call("POST", DELIVERIES, {**submission.body, "class": "relay"})[0] == 202
+    assert service.wait() == -signal.SIGKILL
+    database = deployment.database
+    assert database.value("SELECT count(*) FROM mail.bounces_owed") > 0
+    assert database.value("SELECT count(*) FROM mail.deliveries WHERE source = 'bounce'") > 0
+    service.start()
+    until(lambda: not database.fetch("SELECT FROM mail.bounces_owed"), "nothing is owed any more")
+    database.drain()
+    found = database.fetch("SELECT count(*) FROM mail.deliveries WHERE source = 'bounce' GROUP BY parent_id")
+    assert [row["count"] for row in found] == [1] * (COUNT // 6)
+
+
 def test_no_point_is_forgotten():
     """Every point that the code declares has its crash in this file."""
-    assert WHERE.keys() == set(FaultPoint)
+    assert WHERE.keys() | {FaultPoint.BOUNCE_BEFORE_SETTLED} == set(FaultPoint)

@@ -13,7 +13,7 @@ import httpx2
 from http_kit import BATCH, DELIVERIES, LOGIN_CODES, command, login_code
 
 from mailkeep.core.ids import new_id
-from mailkeep.intake import http
+from mailkeep.intake import application
 from mailkeep.intake.http import MAX_COMMANDS, MAX_LOGIN_CODE_BYTES
 
 CANARY = "canary"
@@ -554,7 +554,7 @@ async def test_a_large_command_within_the_limits_is_taken(served, dsn):
 
 async def test_large_bodies_together_are_bounded(served, monkeypatch):
     """Past the bound on all large bodies at once callers are told to come back; what was held is given back."""
-    monkeypatch.setattr(http, "MAX_HELD_BYTES", 1024 * 1024)
+    monkeypatch.setattr(application, "MAX_HELD_BYTES", 1024 * 1024)
     large, larger = rendered(text="x" * 900_000), rendered(text="x" * 1_200_000)
     for _ in range(3):
         answer = await served.post(DELIVERIES, larger)

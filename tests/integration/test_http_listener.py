@@ -12,7 +12,7 @@ import trustme
 from http_kit import DELIVERIES, command
 
 from mailkeep.intake import listener as listener_module
-from mailkeep.intake.listener import MAX_HEAD_BYTES, InternalHttpListener, listen
+from mailkeep.intake.listener import MAX_HEAD_BYTES, HttpListener, listen
 from mailkeep.intake.listener_tls import ListenerTls
 
 HOST = "127.0.0.1"
@@ -67,7 +67,7 @@ def app():
 @pytest.fixture
 async def listening(app):
     """Run a listener that is impatient with slow requests."""
-    listener = InternalHttpListener(app, HOST, 0, request_timeout_s=REQUEST_TIMEOUT_S)
+    listener = HttpListener(app, HOST, 0, request_timeout_s=REQUEST_TIMEOUT_S)
     await listener.start()
     yield listener
     await listener.stop(5)
@@ -103,7 +103,7 @@ async def answers(listener):
 
 async def test_a_port_in_use_is_one_clear_error(app, listening):
     """A second listener on the same port raises OSError and leaves the first at work."""
-    second = InternalHttpListener(app, HOST, listening.port)
+    second = HttpListener(app, HOST, listening.port)
     with pytest.raises(OSError) as caught:
         await second.start()
     assert caught.value.errno == errno.EADDRINUSE
@@ -114,8 +114,8 @@ async def test_processes_may_share_one_bound_socket(app):
     """A listener serves on a socket that was bound before, as the processes of one service do."""
     bound = listen("localhost", 0)
     port = bound.getsockname()[1]
-    first = InternalHttpListener(app, HOST, 0, listening=bound.dup())
-    second = InternalHttpListener(app, HOST, 0, listening=bound)
+    first = HttpListener(app, HOST, 0, listening=bound.dup())
+    second = HttpListener(app, HOST, 0, listening=bound)
     await first.start()
     await second.start()
     assert first.port == second.port == port
@@ -252,7 +252,7 @@ async def test_pipelined_requests_are_answered_in_order(listening):
 async def test_connections_are_counted(app, monkeypatch):
     """Beyond the bound new connections are closed at once, and those that are there go on."""
     monkeypatch.setattr(listener_module, "MAX_CONNECTIONS", 3)
-    listener = InternalHttpListener(app, HOST, 0)
+    listener = HttpListener(app, HOST, 0)
     await listener.start()
     async with contextlib.AsyncExitStack() as stack:
         kept = [await stack.enter_async_context(connected(listener)) for _ in range(3)]
@@ -304,7 +304,7 @@ async def test_tls_is_spoken_where_it_is_given(app, tmp_path):
     certificate = tmp_path / "server.pem"
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(certificate))
     authority.configure_trust(client)
-    listener = InternalHttpListener(app, HOST, 0, tls=ListenerTls(certificate))
+    listener = HttpListener(app, HOST, 0, tls=ListenerTls(certificate))
     await listener.start()
     async with httpx2.AsyncClient(verify=client) as calling:
         answer = await calling.post(f"https://localhost:{listener.port}/", content=b"secret")

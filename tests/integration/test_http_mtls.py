@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mailkeep.cli import app
 from mailkeep.client import AsyncClient, Client, Mail, RejectedError, UnavailableError
 from mailkeep.intake import listener as listener_module
-from mailkeep.intake.listener import InternalHttpListener
+from mailkeep.intake.listener import HttpListener
 from mailkeep.intake.listener_tls import ListenerTls
 from mailkeep.settings import Settings
 from mailkeep.wiring import Service
@@ -142,7 +142,7 @@ async def test_old_tls_is_refused(service, papers):
 async def test_a_handshake_that_does_not_come_is_cut(papers, monkeypatch):
     """Silence in place of a handshake, and a client that stops in the middle of one, end after the bound."""
     monkeypatch.setattr(listener_module, "HANDSHAKE_TIMEOUT_S", 0.5)
-    listener = InternalHttpListener(None, "127.0.0.1", 0, tls=ListenerTls(Path(papers.server)))
+    listener = HttpListener(None, "127.0.0.1", 0, tls=ListenerTls(Path(papers.server)))
     await listener.start()
     for begun in (b"", b"\x16\x03\x01\x02\x00\x01"):
         reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)

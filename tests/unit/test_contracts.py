@@ -15,6 +15,7 @@ from mailkeep.contracts.command_schema import command_schema
 from mailkeep.contracts.examples import COMMANDS, DELIVERY_ID, REFUSALS, stream_entry, with_payload
 from mailkeep.contracts.openapi import openapi_json
 from mailkeep.contracts.schemas import schemas
+from mailkeep.contracts.send_openapi import send_openapi
 from mailkeep.contracts.truth import ADDED, MEMBERS, WHOLE
 from mailkeep.core.command import (
     CommandError,
@@ -24,7 +25,8 @@ from mailkeep.core.command import (
     parse_delivery_id,
     parse_request,
 )
-from mailkeep.intake import http
+from mailkeep.core.send_request import SendRequest, parse_send
+from mailkeep.intake import http, send
 from mailkeep.intake.body import decode_json
 from mailkeep.intake.problems import HttpCode, make_problem
 from mailkeep.intake.stream_entry import PAYLOAD, parse_entry
@@ -33,6 +35,8 @@ from mailkeep.operator.api import operator_api
 API = Path(__file__).parents[2] / "api"
 GENERATED = runpy.run_path(str(API / "generate.py"))["documents"]()
 OPENAPI = json.loads(openapi_json())
+SEND = json.loads(json.dumps(send_openapi()))
+OPENAPIS = pytest.mark.parametrize("document", [OPENAPI, SEND], ids=["internal", "send"])
 ASYNCAPI = asyncapi()
 COMMAND = command_schema()
 METHODS = {"get", "post", "put", "patch", "delete"}
@@ -49,7 +53,12 @@ def test_a_file_is_what_the_code_says(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "document"), [("internal-openapi.yaml", OPENAPI), ("delivery-commands-asyncapi.yaml", ASYNCAPI)]
+    ("name", "document"),
+    [
+        ("internal-openapi.yaml", OPENAPI),
+        ("send-openapi.yaml", SEND),
+        ("delivery-commands-asyncapi.yaml", ASYNCAPI),
+    ],
 )
 def test_yaml_says_what_is_served(name, document):
     """Nothing is lost on the way to YAML."""
@@ -65,7 +74,9 @@ def parts(document):
             yield from parts(part)
 
 
-@pytest.mark.parametrize("document", [OPENAPI, ASYNCAPI, COMMAND], ids=["openapi", "asyncapi", "command"])
+@pytest.mark.parametrize(
+    "document", [OPENAPI, SEND, ASYNCAPI, COMMAND], ids=["internal", "send", "asyncapi", "command"]
+)
 def test_references_lead_somewhere(document):
     """Each reference names a part of the same document."""
     references = {part["$ref"] for part in parts(document) if "$ref" in part}
@@ -100,6 +111,9 @@ def test_every_route_is_described_and_nothing_else():
         (method, path) for path, item in OPENAPI["paths"].items() for method in item.keys() & METHODS
     }
     assert described == intake | operators
+    assert {(method, path) for path, item in SEND["paths"].items() for method in item} == {
+        ("post", send.SEND)
+    }
 
 
 def problems(responses):
@@ -114,7 +128,7 @@ def problems(responses):
 
 def test_every_problem_code_is_described_under_its_status():
     """Each code stands in a response with the status that it has in the code; only requests have others too."""
-    found = problems(OPENAPI["components"]["responses"])
+    found = problems(OPENAPI["components"]["responses"]) | problems(SEND["components"]["responses"])
     usual = {(make_problem(code, "").status, str(code)) for code in (*FailureCode, *HttpCode)}
     assert usual <= found
     assert found - usual == {
@@ -125,12 +139,14 @@ def test_every_problem_code_is_described_under_its_status():
     }
 
 
-def test_every_response_is_used():
+@OPENAPIS
+def test_every_response_is_used(document):
     """No operation lacks the answers that all give, and no answer stands for nothing."""
-    used = {part["$ref"] for part in parts(OPENAPI["paths"]) if "$ref" in part}
-    for name in OPENAPI["components"]["responses"]:
-        assert name == "MethodNotAllowed" or f"#/components/responses/{name}" in used, name
-    for path, item in OPENAPI["paths"].items():
+    used = {part["$ref"] for part in parts(document["paths"]) if "$ref" in part}
+    anywhere = {"MethodNotAllowed", "NotFound"} if document is SEND else {"MethodNotAllowed"}
+    for name in document["components"]["responses"]:
+        assert name in anywhere or f"#/components/responses/{name}" in used, name
+    for path, item in document["paths"].items():
         for method, operation in item.items():
             assert {"401", "500"} <= operation["responses"].keys(), (method, path)
 
@@ -149,9 +165,9 @@ def faults(instance, schema, document):
     return [fault.message for fault in validator.iter_errors(instance)]
 
 
-def openapi_faults(instance, schema):
-    """Return what the OpenAPI document has against `instance`."""
-    validator = jsonschema.Draft202012Validator({**schema, "components": OPENAPI["components"]})
+def openapi_faults(instance, schema, document=OPENAPI):
+    """Return what an OpenAPI document has against `instance`."""
+    validator = jsonschema.Draft202012Validator({**schema, "components": document["components"]})
     return [fault.message for fault in validator.iter_errors(instance)]
 
 
@@ -159,6 +175,7 @@ def test_schemas_are_schemas():
     """Each schema of the documents is one of JSON Schema 2020-12."""
     shapes = [
         *OPENAPI["components"]["schemas"].values(),
+        *SEND["components"]["schemas"].values(),
         *ASYNCAPI["components"]["schemas"].values(),
         COMMAND,
     ]
@@ -166,13 +183,14 @@ def test_schemas_are_schemas():
         jsonschema.Draft202012Validator.check_schema(shape)
 
 
-def test_examples_fit_their_schemas():
+@OPENAPIS
+def test_examples_fit_their_schemas(document):
     """Each example of a request or an answer fits the schema beside it."""
-    shown = [part for part in parts(OPENAPI) if "schema" in part and "examples" in part]
-    assert len(shown) > 20
+    shown = [part for part in parts(document) if "schema" in part and "examples" in part]
+    assert len(shown) > 10
     for content in shown:
         for name, example in content["examples"].items():
-            assert openapi_faults(example["value"], content["schema"]) == [], name
+            assert openapi_faults(example["value"], content["schema"], document) == [], name
 
 
 def test_examples_of_parameters_fit():
@@ -284,6 +302,41 @@ def test_the_schema_says_what_validation_says(name):
     assert (faults(ALIKE[name], "", COMMAND) == []) is (verdict(ALIKE[name]) is None)
 
 
+SENT = {"from": "ann@example.org", "to": ["bo@example.org"], "subject": "s", "text": "t"}
+SENDS = {
+    "a mail": SENT,
+    "body for text": {**SENT, "text": None, "body": "t"},
+    "html alone": {**SENT, "text": None, "html": "<p>t</p>"},
+    "no content": {**SENT, "text": None},
+    "both names of the text": {**SENT, "body": "t"},
+    "one address to reply to": {**SENT, "reply_to": "ann@example.org"},
+    "several addresses to reply to": {**SENT, "reply_to": ["ann@example.org", "bo@example.org"]},
+    "no address to reply to": {**SENT, "reply_to": "ann"},
+    "nobody to reply to": {**SENT, "reply_to": None},
+    "no sender": {name: value for name, value in SENT.items() if name != "from"},
+    "a sender that is none": {**SENT, "from": "ann"},
+    "nobody": {**SENT, "to": []},
+    "one recipient as text": {**SENT, "to": "bo@example.org"},
+    "a subject of two lines": {**SENT, "subject": "a\nb"},
+    "no subject": {**SENT, "subject": None},
+    "an attachment": {**SENT, "attachments": [ATTACHMENT]},
+    "a member that is not known": {**SENT, "class": "auth"},
+}
+
+
+@pytest.mark.parametrize("name", SENDS)
+def test_the_send_schema_says_what_validation_says(name):
+    """A mail fits the schema exactly if validation takes it."""
+    mail = SENDS[name]
+    try:
+        parse_send(decode_json(json.dumps(mail).encode(), msgspec.json.Decoder(SendRequest)), CommandRules())
+        taken = True
+    except CommandError:
+        taken = False
+    reference = {"$ref": "#/components/schemas/SendRequest"}
+    assert (openapi_faults(mail, reference, SEND) == []) is taken
+
+
 BEYOND_SCHEMA = {
     FailureCode.UNKNOWN_TEMPLATE,
     FailureCode.MISSING_VARIABLE,
@@ -302,7 +355,7 @@ def test_a_refused_example_breaks_the_schema_if_a_schema_can_say_it(refusal):
 
 def test_patterns_mean_the_same_to_every_engine():
     """No pattern uses what ECMA 262 does not know, and each is anchored."""
-    patterns = {part["pattern"] for part in parts(OPENAPI) if "pattern" in part}
+    patterns = {part["pattern"] for part in (*parts(OPENAPI), *parts(SEND)) if "pattern" in part}
     assert patterns
     for pattern in patterns:
         assert re.compile(pattern)

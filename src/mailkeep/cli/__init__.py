@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from mailkeep.cli import dkim, drill, malformed, payloads, queue, routes, sinkhole, suppressions, templates
+from mailkeep.cli import (
+    dkim,
+    drill,
+    keys,
+    malformed,
+    payloads,
+    queue,
+    routes,
+    sinkhole,
+    suppressions,
+    templates,
+)
 from mailkeep.cli.classify import classify
 from mailkeep.cli.config import config
 from mailkeep.cli.dead_letters import dead_letters
@@ -55,6 +66,7 @@ app.add_typer(
 app.add_typer(
     suppressions.app, name="suppressions", short_help="Look at addresses that get no mail, and change which."
 )
+app.add_typer(keys.app, name="keys", short_help="Make, list and revoke API keys for POST /send.")
 app.add_typer(dkim.app, name="dkim", short_help="Make keys that sign mail, and list them.")
 app.add_typer(payloads.app, name="payloads", short_help="Rotate the keys that seal stored mail.")
 app.add_typer(routes.app, name="routes", short_help="Show where mail goes, and test whether it can.")

@@ -11,6 +11,7 @@ def serve(
         int, typer.Option(help="Processes to run, each a replica; use as many as cores.", min=1, max=256)
     ] = 1,
     listen_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    send_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
     supervisor: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the service: take mail over HTTP, keep it in PostgreSQL, hand it to the next hop.
@@ -29,4 +30,8 @@ def serve(
 
     settings = load_settings()
     faults.arm(os.environ)
-    raise typer.Exit(serving.serve(settings, processes=processes, listen_fd=listen_fd, supervisor=supervisor))
+    raise typer.Exit(
+        serving.serve(
+            settings, processes=processes, listen_fd=listen_fd, send_fd=send_fd, supervisor=supervisor
+        )
+    )

@@ -7,6 +7,8 @@ from uuid import UUID
 
 import typer
 
+from mailkeep.cli._given import Actor, actor_of, expiry_s
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
@@ -19,8 +21,6 @@ MAX_LIMIT: Final = 10_000  # rows that a table still shows sensibly
 TITLES: Final = ("ADDRESS", "REASON", "SINCE", "UNTIL", "BY", "EVIDENCE")
 JSON_LINES: Final = "jsonl"
 FORMATS: Final = ("csv", JSON_LINES)
-MAX_EXPIRES_IN_S: Final = 36_500 * 86_400.0
-"""A hundred years; what is meant for longer has no end."""
 
 T = TypeVar("T")
 
@@ -37,7 +37,6 @@ ExpiresIn = Annotated[
     str | None, typer.Option(help="How long, such as 30d.", show_default="until it is removed")
 ]
 Note = Annotated[str, typer.Option(help="What you know; kept as its evidence, and recorded with your name.")]
-Actor = Annotated[str | None, typer.Option("--as", help="Who does it.", show_default="your login name")]
 Format = Annotated[
     str | None,
     typer.Option("--format", help="csv or jsonl.", show_default="by the name of the file, else csv"),
@@ -104,7 +103,7 @@ def remove(addresses: Addresses, *, note: Note, actor: Actor = None) -> None:
     from mailkeep.cli.output import fail
 
     async def run(suppressions: "OperatorSuppressions") -> list[str]:
-        by = {"actor": _actor(actor), "note": _checked_note(note)}
+        by = {"actor": actor_of(actor), "note": _checked_note(note)}
         return [text for text in addresses if await suppressions.remove(_named(text), **by) is None]
 
     missing = _ask(run)
@@ -218,8 +217,8 @@ async def _add_all(
 ) -> int:
     from mailkeep.operator.suppressions import ADD_BATCH
 
-    expires_in_s = None if expires_in is None else _duration_s(expires_in)
-    by, added = _actor(actor), 0
+    expires_in_s = expiry_s(expires_in)
+    by, added = actor_of(actor), 0
     for begin in _with_progress(range(0, len(batch), ADD_BATCH), len(batch)):
         part = batch[begin : begin + ADD_BATCH]
         added += await suppressions.add(part, actor=by, expires_in_s=expires_in_s)
@@ -251,35 +250,12 @@ def _named(text: str) -> UUID | str:
         return text
 
 
-def _actor(given: str | None) -> str:
-    import getpass
-
-    from mailkeep.operator.changes import MAX_ACTOR_CHARS
-
-    actor = getpass.getuser() if given is None else given
-    if not 1 <= len(actor) <= MAX_ACTOR_CHARS or not actor.isprintable():
-        raise typer.BadParameter(f"--as takes 1 to {MAX_ACTOR_CHARS} printable characters")
-    return actor
-
-
 def _checked_note(note: str) -> str:
     from mailkeep.core.suppression import MAX_EVIDENCE_CHARS
 
     if not 1 <= len(note) <= MAX_EVIDENCE_CHARS or not note.isprintable():
         raise typer.BadParameter(f"--note takes 1 to {MAX_EVIDENCE_CHARS} printable characters")
     return note
-
-
-def _duration_s(text: str) -> float:
-    from mailkeep.core.duration import parse_duration
-
-    try:
-        duration_s = parse_duration(text)
-    except ValueError as fault:
-        raise typer.BadParameter(f"--expires-in: {fault}") from None
-    if not 1 <= duration_s <= MAX_EXPIRES_IN_S:
-        raise typer.BadParameter("--expires-in is from 1s to 36500d; leave it out for ever")
-    return duration_s
 
 
 def _is_json(wanted: str | None, path: Path | None) -> bool:

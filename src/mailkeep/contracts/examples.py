@@ -9,7 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from mailkeep.core.command import FailureCode
-from mailkeep.intake.http import BATCH, DELIVERIES, KEY_HEADER, LOGIN_CODES, MAX_LOGIN_CODE_BYTES
+from mailkeep.intake.application import KEY_HEADER
+from mailkeep.intake.http import BATCH, DELIVERIES, LOGIN_CODES, MAX_LOGIN_CODE_BYTES
 from mailkeep.intake.problems import HttpCode, make_problem, problem_of
 from mailkeep.operator.api import ROOT
 from mailkeep.store.errors import StoreUnavailableError

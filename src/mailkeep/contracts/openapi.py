@@ -1,10 +1,8 @@
 """The OpenAPI 3.1 document of the internal listener: `GET /openapi.json`, and as a file `api/internal-openapi.yaml`.
 
-One `Call` for each route. Each answer has an example: what is sent for it is the request's example of the same name, or
-stands beside it as `x-request`. A route, a method or a problem code that is missing here fails a test.
+One `Call` for each route, and an example for each answer. A route, a method or a problem code that is missing here fails a test.
 """
 
-import http
 from functools import cache
 from typing import Final
 
@@ -12,28 +10,37 @@ import msgspec
 
 from mailkeep.contracts.examples import (
     DELIVERY_ID,
-    KEY,
     REFUSED,
     SUPPRESSION_ID,
     SUPPRESSIONS,
     TAKEN,
-    Exchange,
+)
+from mailkeep.contracts.operations import (
+    HEADERS,
+    SCHEMAS,
+    TRACEPARENT,
+    Call,
+    Parts,
+    Refused,
+    key_header,
+    paths_of,
+    responses_of,
+    shape_of,
 )
 from mailkeep.contracts.schemas import not_null, schemas
-from mailkeep.contracts.truth import COMMAND, Schema, one_of
-from mailkeep.core.command import MAX_KEY_CHARS, FailureCode, LoginCodeRequest
+from mailkeep.contracts.truth import COMMAND, Schema
+from mailkeep.core.command import FailureCode, LoginCodeRequest
+from mailkeep.intake.application import DeliveryAnswer
 from mailkeep.intake.http import (
     BATCH,
     DELIVERIES,
-    KEY_HEADER,
     LOGIN_CODES,
     MAX_BATCH_KEY_CHARS,
     BatchAnswer,
     BatchRequest,
-    DeliveryAnswer,
     LoginCodeAnswer,
 )
-from mailkeep.intake.problems import MEDIA_TYPE, RETRY_AFTER_S, HttpCode, Problem, make_problem
+from mailkeep.intake.problems import HttpCode, Problem
 from mailkeep.operator.api import (
     DESCRIPTION,
     ROOT,
@@ -56,11 +63,6 @@ from mailkeep.store.suppressions import Suppression
 
 API_VERSION: Final = "1.0.0"
 """Of what the document says, by semantic versioning; the `v1` of the paths is its first number."""
-SCHEMAS: Final = "#/components/schemas/"
-
-_JSON: Final = "application/json"
-_PROBLEM: Final = MEDIA_TYPE.decode()
-_TRACE: Final = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 _INFO: Final = {
     "title": "Mailkeep, internal listener",
@@ -83,72 +85,9 @@ example of the same name, or stands in `x-request`. Ids, instants and measures d
 """,
     "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
 }
-_HEADERS: Final = {
-    "IdempotentReplayed": {
-        "description": "Stands only on an answer that was given before, under the same key.",
-        "schema": {"const": "true"},
-    },
-    "RetryAfter": {
-        "description": "Seconds to wait before the request is repeated.",
-        "schema": {"type": "integer"},
-        "example": RETRY_AFTER_S,
-    },
-    "WwwAuthenticate": {"schema": {"const": 'Bearer realm="mailkeep"'}},
-    "Allow": {"schema": {"type": "string"}, "example": "GET, HEAD"},
-}
-_HEADERS_OF: Final = {
-    401: {"WWW-Authenticate": "WwwAuthenticate"},
-    405: {"Allow": "Allow"},
-    503: {"Retry-After": "RetryAfter"},
-}
-
-
-class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One operation; `takes` is the schema of its body, `refused` names the answers of `_REFUSED` that it may give."""
-
-    method: str
-    path: str
-    tag: str
-    summary: str
-    description: str = ""
-    parameters: tuple[Schema, ...] = ()
-    takes: str = ""
-    status: int = 200
-    gives: Schema
-    replays: bool = False
-    refused: tuple[str, ...]
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """An answer that takes nothing: which codes it may have under its status."""
-
-    status: int
-    codes: tuple[FailureCode | HttpCode, ...]
-
-
 # -- parameters --------------------------------------------------------------------------------------------------
 
 
-def _key_header(max_chars: int = MAX_KEY_CHARS, *, required: bool = False) -> Schema:
-    bare = rf"[\x21\x23-\x7e][\x21-\x7e]{{0,{max_chars - 1}}}"
-    quoted = rf'"(?:[\x21\x23-\x5b\x5d-\x7e]|\\["\\]){{1,{max_chars}}}"'
-    return {
-        "name": KEY_HEADER,
-        "in": "header",
-        "required": required,
-        "description": f"1 to {max_chars} visible ASCII characters, bare or as one quoted string.",
-        "schema": {"type": "string", "pattern": f"^(?:{bare}|{quoted})$"},
-        "example": KEY,
-    }
-
-
-_TRACEPARENT: Final[Schema] = {
-    "name": "traceparent",
-    "in": "header",
-    "description": "W3C Trace Context; kept with the delivery. One that is malformed is ignored.",
-    "schema": {"type": "string"},
-    "example": _TRACE,
-}
 _DELIVERY_ID: Final[Schema] = {
     "name": "delivery_id",
     "in": "path",
@@ -242,10 +181,6 @@ _CHANGES: Final = {
 }
 
 
-def _is(kind: type) -> Schema:
-    return {"$ref": f"{SCHEMAS}{kind.__name__}"}
-
-
 CALLS: Final = {
     "takeLoginCode": Call(
         method="post",
@@ -254,9 +189,9 @@ CALLS: Final = {
         summary="Take a login code",
         description="`sent`: it is durable and will be sent. `suppressed`: it is kept, and not sent: stub mode, or the recipient "
         "is on the suppression list.",
-        parameters=(_key_header(required=True), _TRACEPARENT),
+        parameters=(key_header(required=True), TRACEPARENT),
         takes=LoginCodeRequest.__name__,
-        gives=_is(LoginCodeAnswer),
+        gives=shape_of(LoginCodeAnswer),
         replays=True,
         refused=(*_WRITING, "RefusedLoginCode"),
     ),
@@ -266,10 +201,10 @@ CALLS: Final = {
         tag="intake",
         summary="Take a command",
         description="Answered when it is durable. Without a key, in the header or as a member, each call is a delivery.",
-        parameters=(_key_header(), _TRACEPARENT),
+        parameters=(key_header(), TRACEPARENT),
         takes=COMMAND,
         status=202,
-        gives=_is(DeliveryAnswer),
+        gives=shape_of(DeliveryAnswer),
         replays=True,
         refused=(*_WRITING, "RefusedCommand"),
     ),
@@ -280,9 +215,9 @@ CALLS: Final = {
         summary="Take commands, each by itself",
         description="One answer for each, in order, with the status of the single call. A key in the header gives the command "
         "at index *i*, if it has none of its own, the key `<key>#<i>`. One that can't be taken does not stop the others.",
-        parameters=(_key_header(MAX_BATCH_KEY_CHARS), _TRACEPARENT),
+        parameters=(key_header(MAX_BATCH_KEY_CHARS), TRACEPARENT),
         takes=BatchRequest.__name__,
-        gives=_is(BatchAnswer),
+        gives=shape_of(BatchAnswer),
         refused=(*_WRITING, "RefusedBatch"),
     ),
     "listDeliveries": Call(
@@ -292,7 +227,7 @@ CALLS: Final = {
         summary="List deliveries",
         description="Newest first. A page may be short, even empty: the end is where `cursor` is null.",
         parameters=_query(ListParameters),
-        gives=_is(DeliveryPage),
+        gives=shape_of(DeliveryPage),
         refused=_READING,
     ),
     "showDelivery": Call(
@@ -301,7 +236,7 @@ CALLS: Final = {
         tag="queue",
         summary="Show a delivery",
         parameters=(_DELIVERY_ID,),
-        gives=_is(DeliveryView),
+        gives=shape_of(DeliveryView),
         refused=(*_READING, "NotFound"),
     ),
     "listAttempts": Call(
@@ -310,7 +245,7 @@ CALLS: Final = {
         tag="queue",
         summary="Show what was tried",
         parameters=(_DELIVERY_ID,),
-        gives=_is(AttemptList),
+        gives=shape_of(AttemptList),
         refused=(*_READING, "NotFound"),
     ),
     "explainDelivery": Call(
@@ -320,7 +255,7 @@ CALLS: Final = {
         summary="Explain where it stands",
         description="Why it is not sent yet, or how it ended; what happens next, and when.",
         parameters=(_DELIVERY_ID,),
-        gives=_is(Explanation),
+        gives=shape_of(Explanation),
         refused=(*_READING, "NotFound"),
     ),
     **{
@@ -332,7 +267,7 @@ CALLS: Final = {
             description=description,
             parameters=(_DELIVERY_ID,),
             takes=Why.__name__,
-            gives=_is(Changed),
+            gives=shape_of(Changed),
             refused=(*_WRITING, "NotFound", "WrongStatus", "RefusedChange"),
         )
         for verb, (summary, description) in _CHANGES.items()
@@ -344,10 +279,10 @@ CALLS: Final = {
         summary="Send its content once more",
         description="A new delivery of what has ended or is held, for those of its recipients who did not get it, or all if all "
         "did. Bytes and Message-ID stay, so that a receiver can tell. A held one is cancelled by it.",
-        parameters=(_DELIVERY_ID, _key_header()),
+        parameters=(_DELIVERY_ID, key_header()),
         takes=Why.__name__,
         status=202,
-        gives=_is(Changed),
+        gives=shape_of(Changed),
         replays=True,
         refused=(*_WRITING, "NotFound", "WrongStatus", "RefusedResend"),
     ),
@@ -357,7 +292,7 @@ CALLS: Final = {
         tag="queue",
         summary="List dead letters",
         parameters=_query(ListParameters, "status"),
-        gives=_is(DeliveryPage),
+        gives=shape_of(DeliveryPage),
         refused=_READING,
     ),
     "listMalformedCommands": Call(
@@ -366,7 +301,7 @@ CALLS: Final = {
         tag="queue",
         summary="List commands of stream and SQL that could not be taken",
         parameters=_query(MalformedParameters),
-        gives=_is(MalformedPage),
+        gives=shape_of(MalformedPage),
         refused=_READING,
     ),
     "listReplicas": Call(
@@ -374,7 +309,7 @@ CALLS: Final = {
         path=f"{ROOT}/replicas",
         tag="queue",
         summary="List replicas",
-        gives=_is(ReplicaList),
+        gives=shape_of(ReplicaList),
         refused=_READING,
     ),
     "listSuppressions": Call(
@@ -384,7 +319,7 @@ CALLS: Final = {
         summary="List suppressed addresses",
         description="Those in force, newest first; the end is where `cursor` is null.",
         parameters=_query(SuppressionParameters),
-        gives=_is(SuppressionPage),
+        gives=shape_of(SuppressionPage),
         refused=_READING,
     ),
     "removeSuppression": Call(
@@ -394,7 +329,7 @@ CALLS: Final = {
         summary="Let an address get mail again",
         description="Answers what it was. Recorded with who did it and why.",
         parameters=(_SUPPRESSION_ID, *_query(RemovalParameters)),
-        gives=_is(Suppression),
+        gives=shape_of(Suppression),
         refused=(*_READING, "NotFound"),
     ),
     "flushQueue": Call(
@@ -404,7 +339,7 @@ CALLS: Final = {
         summary="Make due now what waits for a later attempt",
         description="On every replica. Mail that was never tried keeps its time unless it is named by its id.",
         takes=FlushRequest.__name__,
-        gives=_is(FlushAnswer),
+        gives=shape_of(FlushAnswer),
         refused=(*_WRITING, "RefusedFlush"),
     ),
     "showDescription": Call(
@@ -416,6 +351,7 @@ CALLS: Final = {
         refused=("BadQuery", "Unauthorized", "InternalError"),
     ),
 }
+_PARTS: Final = Parts(refused=_REFUSED, refusals=REFUSED, taken=TAKEN, links=("showDelivery", "listAttempts"))
 _SHAPES: Final = (
     LoginCodeRequest,
     LoginCodeAnswer,
@@ -447,9 +383,6 @@ def openapi_json() -> bytes:
 
 def openapi() -> Schema:
     """Return the document."""
-    paths: dict[str, Schema] = {}
-    for name, call in CALLS.items():
-        paths.setdefault(call.path, {})[call.method] = _operation(name, call)
     return {
         "openapi": "3.1.0",
         "info": _INFO,
@@ -461,7 +394,7 @@ def openapi() -> Schema:
             {"name": "suppressions", "description": "Addresses that get no mail, in clear."},
             {"name": "description"},
         ],
-        "paths": paths,
+        "paths": paths_of(CALLS, _PARTS),
         "components": {
             "securitySchemes": {
                 "token": {
@@ -470,64 +403,8 @@ def openapi() -> Schema:
                     "description": "Where `MAIL_INTERNAL_HTTP_TOKENS` is set, every request needs one of them.",
                 }
             },
-            "headers": _HEADERS,
-            "responses": {name: _refusal(name, refused) for name, refused in _REFUSED.items()},
+            "headers": HEADERS,
+            "responses": responses_of(_PARTS),
             "schemas": schemas(_SHAPES, SCHEMAS),
         },
     }
-
-
-def _operation(name: str, call: Call) -> Schema:
-    exchanges = TAKEN.get(name, ())
-    operation: Schema = {"operationId": name, "tags": [call.tag], "summary": call.summary}
-    if call.description:
-        operation["description"] = call.description
-    if call.parameters:
-        operation["parameters"] = list(call.parameters)
-    if call.takes:
-        bodies = {each.name: {"summary": each.summary, "value": each.body} for each in exchanges}
-        content = {"schema": {"$ref": f"{SCHEMAS}{call.takes}"}, "examples": bodies}
-        operation["requestBody"] = {"required": True, "content": {_JSON: content}}
-    responses = {str(call.status): _acceptance(call, exchanges)}
-    responses |= {
-        str(_REFUSED[refused].status): {"$ref": f"#/components/responses/{refused}"}
-        for refused in sorted(call.refused, key=lambda refused: _REFUSED[refused].status)
-    }
-    return {**operation, "responses": responses}
-
-
-def _acceptance(call: Call, exchanges: tuple[Exchange, ...]) -> Schema:
-    answers = {each.name: _example(each, with_body=False) for each in exchanges}
-    content = {"schema": call.gives} | ({"examples": answers} if answers else {})
-    answer: Schema = {"description": http.HTTPStatus(call.status).phrase, "content": {_JSON: content}}
-    if call.replays:
-        answer["headers"] = {"Idempotent-Replayed": {"$ref": "#/components/headers/IdempotentReplayed"}}
-        answer["links"] = {
-            link: {"operationId": link, "parameters": {"delivery_id": "$response.body#/delivery_id"}}
-            for link in ("showDelivery", "listAttempts")
-        }
-    return answer
-
-
-def _refusal(name: str, refused: Refused) -> Schema:
-    titles = dict.fromkeys(make_problem(code, "").title for code in refused.codes)
-    codes = {"properties": {"status": {"const": refused.status}, "code": one_of(refused.codes)}}
-    answers = {each.name: _example(each, with_body=True) for each in REFUSED[name]}
-    content = {"schema": {"allOf": [_is(Problem), codes]}, "examples": answers}
-    answer: Schema = {"description": ". ".join(titles) + ".", "content": {_PROBLEM: content}}
-    if refused.status in _HEADERS_OF:
-        answer["headers"] = {
-            header: {"$ref": f"#/components/headers/{component}"}
-            for header, component in _HEADERS_OF[refused.status].items()
-        }
-    return answer
-
-
-def _example(exchange: Exchange, *, with_body: bool) -> Schema:
-    """Return the example of an answer, and beside it what of its request does not stand elsewhere."""
-    request = msgspec.to_builtins(exchange)
-    example = {"summary": request.pop("summary"), "value": request.pop("answer")}
-    del request["name"]
-    if not with_body:
-        request.pop("body", None)
-    return example | ({"x-request": request} if request else {})

@@ -78,8 +78,10 @@ def _told(name: str, schema: Schema) -> Schema:
 
 
 def _member(name: str, shape: Schema, added: Schema) -> Schema:
-    """Return the schema of a member: of its one type, which may stand beside null."""
-    (kind,) = [option for option in shape.get("anyOf", [shape]) if option != _NULL]
+    """Return the schema of a member: of its one type, which may stand beside null; of several only what is added counts."""
+    kind, *others = [option for option in shape.get("anyOf", [shape]) if option != _NULL]
+    if others:
+        return added
     if "$ref" in added or ("$ref" in kind and added):
         return added
     told = {**kind, **added}

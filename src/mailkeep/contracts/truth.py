@@ -34,9 +34,11 @@ from mailkeep.core.delivery import Certainty, DeliveryClass, DeliveryStatus, Gua
 from mailkeep.core.malformed import Intake
 from mailkeep.core.outcome import Phase, Scope, Severity
 from mailkeep.core.queue import HopOut
+from mailkeep.core.send_request import SendRequest
 from mailkeep.core.suppression import SuppressionReason
+from mailkeep.intake.application import DeliveryAnswer
 from mailkeep.intake.commands import MAX_AGE_S
-from mailkeep.intake.http import MAX_COMMANDS, BatchRequest, DeliveryAnswer, LoginCodeAnswer
+from mailkeep.intake.http import MAX_COMMANDS, BatchRequest, LoginCodeAnswer
 from mailkeep.intake.problems import URN, HttpCode, Problem
 from mailkeep.operator.api import (
     FlushRequest,
@@ -181,6 +183,24 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
         "content_type": whole(CONTENT_TYPE),
         "content_id": whole(CONTENT_ID),
     },
+    SendRequest: {
+        "from": {"$ref": MAILBOX},
+        "to": saying(
+            f"With `cc` and `bcc` at most `MAIL_LIMIT_RECIPIENTS` ({_LIMITS.recipients}) addresses.",
+            minItems=1,
+            **_MAILBOXES,
+        ),
+        "cc": _MAILBOXES,
+        "bcc": _MAILBOXES,
+        "reply_to": {"anyOf": [{"$ref": MAILBOX}, {"type": "array", **_MAILBOXES}]},
+        "attachments": {"description": f"At most `MAIL_LIMIT_ATTACHMENTS` ({_LIMITS.attachments})."},
+        "subject": saying(
+            f"At most `MAIL_LIMIT_SUBJECT_CHARS` ({_LIMITS.subject_chars}) characters.", **_ONE_LINE
+        ),
+        "text": saying(f"At most `MAIL_LIMIT_BODY_BYTES` ({_LIMITS.body_bytes}) bytes.", **_BODY),
+        "body": saying("Another name for `text`.", **_BODY),
+        "html": saying("Bounded like `text`. Alone, a text is made from it.", **_BODY),
+    },
     LoginCodeRequest: {
         "email": {"$ref": MAILBOX},
         "code": _ONE_LINE,
@@ -265,6 +285,13 @@ WHOLE: Final[dict[type, Schema]] = {
             {"properties": {"payload_mode": {"const": mode.value}, "payload": {"$ref": name}}}
             for mode, name in PAYLOADS.items()
         ]
+    },
+    SendRequest: {
+        "anyOf": [having(name, {"type": "string"}) for name in ("text", "body", "html")],
+        "not": {
+            "required": ["text", "body"],
+            "properties": {"text": {"type": "string"}, "body": {"type": "string"}},
+        },
     },
     FlushRequest: {
         "oneOf": [

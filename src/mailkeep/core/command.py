@@ -158,13 +158,26 @@ class TemplateContent(msgspec.Struct, frozen=True, tag="template"):
     variables: dict[str, Any]
 
 
+class BounceContent(msgspec.Struct, frozen=True, tag="bounce"):
+    """What a sender is told of the delivery `original_id`: in words, as delivery status fields, and its header."""
+
+    original_id: UUID
+    subject: str
+    text: str
+    status: str  # RFC 3464: lines ending in LF, groups parted by an empty one
+    head: bytes  # CRLF lines
+
+
 class Command(msgspec.Struct, frozen=True):
-    """A validated request. Everything in it means the same whichever intake it came through."""
+    """A validated request. Everything in it means the same whichever intake it came through.
+
+    `sender`: who sends it, if not the deployment's own address.
+    """
 
     source: Source
     delivery_class: DeliveryClass
     guarantee: Guarantee
-    content: RenderedContent | TemplateContent
+    content: RenderedContent | TemplateContent | BounceContent
     to: tuple[Mailbox, ...]
     cc: tuple[Mailbox, ...] = ()
     bcc: tuple[Mailbox, ...] = ()
@@ -175,6 +188,7 @@ class Command(msgspec.Struct, frozen=True):
     send_at_ms: int | None = None
     supersede_key: str | None = None
     list_unsubscribe: str | None = None
+    sender: Mailbox | None = None
 
     @property
     def recipients(self) -> tuple[Mailbox, ...]:
@@ -242,7 +256,7 @@ def parse_login_code(request: LoginCodeRequest, rules: CommandRules, default_exp
         expires_in_s=expires_in_s,
         supersede_key=f"{LOGIN_CODE_TEMPLATE}:{request.purpose}",
     )
-    _check_recipients(command, rules, "email")
+    check_recipients(command, rules, "email")
     return command
 
 
@@ -253,6 +267,11 @@ def parse_request(request: DeliveryRequest, rules: CommandRules) -> Command:
         raise CommandError(
             FailureCode.UNSUPPORTED_SOURCE, "source", f"{source} is not a source a producer may name"
         )
+    return command_of(request, source, rules)
+
+
+def command_of(request: DeliveryRequest, source: Source, rules: CommandRules) -> Command:
+    """Validate all of `request` but its source, which is `source`. Raises `CommandError`."""
     default_class = _CLASS_OF_SOURCE.get(source, DeliveryClass.TRANSACTIONAL)
     delivery_class = _member(DeliveryClass, _or(request.delivery_class, default_class), "class")
     default_guarantee = rules.guarantees.get(delivery_class, Guarantee.AT_LEAST_ONCE)
@@ -276,7 +295,7 @@ def parse_request(request: DeliveryRequest, rules: CommandRules) -> Command:
         supersede_key=_supersede_key(request.supersede_key),
         list_unsubscribe=_list_unsubscribe(payload.list_unsubscribe),
     )
-    _check_recipients(command, rules)
+    check_recipients(command, rules)
     _check_times(command)
     return command
 
@@ -475,7 +494,8 @@ def _list_unsubscribe(url: str | None) -> str | None:
     return url
 
 
-def _check_recipients(command: Command, rules: CommandRules, field: str = "payload.to") -> None:
+def check_recipients(command: Command, rules: CommandRules, field: str = "payload.to") -> None:
+    """Raise `CommandError` unless `command` has recipients, not too many, all of which mail may leave to."""
     if not command.to:
         raise CommandError(FailureCode.MISSING_FIELD, field, "needs at least one recipient")
     if len(command.reply_to) > rules.limits.recipients:

@@ -61,6 +61,7 @@ class Source(StrEnum):
     SQL = "sql"
     SMTP = "smtp"
     OPERATOR_RESEND = "operator_resend"
+    BOUNCE = "bounce"  # the service itself: it tells a sender that relayed mail was not delivered
 
 
 class Guarantee(StrEnum):

@@ -42,6 +42,7 @@ class NewDelivery(msgspec.Struct):
     supersede_hash: bytes | None = None
     parent_id: UUID | None = None
     traceparent: str | None = None
+    author_domain: str | None = None  # of From; a bounce has it although its sender is empty
 
     @property
     def size_bytes(self) -> int:

@@ -28,6 +28,7 @@ MODE_FILE: Final = "sinkhole-mode"
 SINKHOLE_LOG: Final = "sinkhole.log"
 SINKHOLE_PORT: Final = 2525
 HTTP_PORT: Final = 8080
+SEND_PORT: Final = 8025
 LADDER: Final = "1s, 3s, 10s, 1m, 5m"
 """Short waits: whoever tries things out wants to see a retry, not to wait half an hour for it."""
 
@@ -47,7 +48,7 @@ async def development(
 ) -> AsyncIterator[DevEnvironment]:
     """Run the development environment under `data_dir`; everything is stopped at the end.
 
-    Ports: 8080 and 2525 unless they are taken or `any_port` is set; then free ones. Raises `EmbeddedError`,
+    Ports: 8080, 8025 and 2525 unless they are taken or `any_port` is set; then free ones. Raises `EmbeddedError`,
     `SettingsError`, `StartError`.
     """
     async with AsyncExitStack() as stack:
@@ -74,8 +75,10 @@ async def development(
                 "MAIL_SMTP_FROM_NAME": "Mailkeep",
                 "MAIL_SINKHOLE_ADDR": f"127.0.0.1:{sinkhole.port}",
                 "MAIL_INTERNAL_HTTP_ADDR": f"127.0.0.1:{_free_port(0 if any_port else HTTP_PORT)}",
+                "MAIL_SEND_HTTP_ADDR": f"127.0.0.1:{_free_port(0 if any_port else SEND_PORT)}",
                 "MAIL_RETRY_LADDER_AUTH": LADDER,
                 "MAIL_RETRY_LADDER_TRANSACTIONAL": LADDER,
+                "MAIL_RETRY_LADDER_RELAY": LADDER,
                 "MAIL_ENVIRONMENT": Environment.DEVELOPMENT,
                 **({"MAIL_REDIS_MASTER_ADDR": str(redis.socket)} if redis else {}),
                 **environ,

@@ -13,6 +13,7 @@ from rich.console import Console
 from mailkeep.dev.environment import SINKHOLE_LOG, development
 from mailkeep.dev.show import show_examples
 from mailkeep.dev.state import DevState
+from mailkeep.settings import Endpoint
 from mailkeep.store.embedded import default_data_dir
 from mailkeep.telemetry import log
 
@@ -35,7 +36,7 @@ async def run(data_dir: Path, *, examples: bool, once: bool) -> bool:
                     "[green]All examples ended as expected.[/]" if well else "[red]Not as expected.[/]"
                 )
             if not once:
-                _explain(console, environment.state, data_dir)
+                _explain(console, environment.state, data_dir, environment.service.send_address)
                 await interrupted.wait()
                 console.print("\nStopping …")
     return well
@@ -51,7 +52,7 @@ def _introduce(console: Console, state: DevState, data_dir: Path) -> None:
     console.print(f"  Log        {data_dir / 'mailkeep.log'}; of the sinkhole: {data_dir / SINKHOLE_LOG}\n")
 
 
-def _explain(console: Console, state: DevState, data_dir: Path) -> None:
+def _explain(console: Console, state: DevState, data_dir: Path, sends: Endpoint | None) -> None:
     found = "" if data_dir == default_data_dir() else "  export " + _shell(state.environ) + "\n\n"
     mailkeep = _as_typed()
     url = f"http://{state.http_host}:{state.http_port}/api/v1/internal/deliveries"
@@ -61,6 +62,10 @@ def _explain(console: Console, state: DevState, data_dir: Path) -> None:
         f"  curl {url} -H 'Idempotency-Key: my-first-mail' -H 'Content-Type: application/json' \\\n"
         '    -d \'{"payload_mode":"rendered","payload":'
         '{"to":["you@sinkhole.test"],"subject":"Hello","text":"It works."}}\'\n\n'
+        "Or as a person's program, with a key of its own:\n\n"
+        f"  TOKEN=$({mailkeep} keys create me --sender you@sinkhole.test)\n"
+        f"  curl http://{sends}/send -H \"Authorization: Bearer $TOKEN\" -H 'Content-Type: application/json' \\\n"
+        '    -d \'{"from":"you@sinkhole.test","to":["friend@sinkhole.test"],"subject":"Hello","text":"It works."}\'\n\n'
         "Look at the queue, and make the next hop refuse mail for a while:\n\n"
         f"  {mailkeep} queue\n"
         f"  {mailkeep} sinkhole mode defer --mode-file {state.mode_file}\n"

@@ -19,6 +19,7 @@ import msgspec
 from mailkeep.core.address import Mailbox
 from mailkeep.core.command import (
     EPOCH_MS_MAX,
+    BounceContent,
     Command,
     CommandError,
     CommandRules,
@@ -26,7 +27,7 @@ from mailkeep.core.command import (
     RenderedContent,
     TemplateContent,
 )
-from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, RecipientState
+from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, RecipientState, Source
 from mailkeep.core.idempotency import address_hash, fingerprint
 from mailkeep.core.ids import new_id
 from mailkeep.core.queue import Claim, KeyHolder, NewDelivery, Suppressed
@@ -41,11 +42,16 @@ from mailkeep.store.group_commit import GroupCommit, OverloadedError
 from mailkeep.store.postgres import Store, Stored
 from mailkeep.telemetry import metrics
 from mailkeep.templates.catalog import Catalog
-from mailkeep.templates.message import MessageError, MessageParts, build_message
+from mailkeep.templates.message import MessageError, MessageParts, Report, build_message
 from mailkeep.templates.render import Rendered
 
 AUTOMATIC: Final = (("Auto-Submitted", "auto-generated"),)
 """RFC 3834: so that nobody's holiday notice answers a login code. Mail that people wrote (`relay`) has none."""
+REPLIED: Final = (("Auto-Submitted", "auto-replied"),)
+"""RFC 3834: a bounce answers a mail, and wants no answer."""
+NULL_SENDER: Final = ""
+"""The null reverse-path of a bounce (RFC 5321 section 4.5.5): nobody is told when it can't be delivered."""
+MAILER: Final = "Mail Delivery System"
 ONE_CLICK: Final = ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")
 """RFC 8058: that posting to the URL of List-Unsubscribe is enough."""
 DOUBT_WAITS_S: Final = (0.1, 0.3, 1.0, 2.0)
@@ -216,6 +222,7 @@ class Accept:
             command, content, new_delivery_id, send_at or datetime.fromtimestamp(now_s, UTC)
         )
         recipients = command.recipients
+        author = command.sender or self.policy.sender
         return NewDelivery(
             id=new_delivery_id,
             source=command.source,
@@ -225,7 +232,7 @@ class Accept:
             next_hop=self._next_hop(recipients),
             idempotency_key=key or str(new_delivery_id),
             fingerprint=fingerprint(command, self._store.hash_key),
-            sender=self.policy.sender.address,
+            sender=NULL_SENDER if command.source is Source.BOUNCE else author.address,
             recipients=tuple(mailbox.address for mailbox in recipients),
             recipient_hashes=tuple(
                 address_hash(mailbox.address, self._store.hash_key) for mailbox in recipients
@@ -240,35 +247,46 @@ class Accept:
             catalog_version=rendered.catalog_version if rendered else None,
             locale=rendered.locale if rendered else None,
             supersede_hash=self._supersede_hash(command),
+            parent_id=content.original_id if isinstance(content, BounceContent) else None,
             traceparent=traceparent,
+            author_domain=author.domain,
         )
 
-    def _render(self, command: Command) -> RenderedContent | Rendered:
+    def _render(self, command: Command) -> RenderedContent | BounceContent | Rendered:
         match command.content:
             case TemplateContent(template_id=template_id, locale=locale, variables=variables):
                 rendered = self._catalog.render(template_id, locale, variables, self.policy.rules.limits)
                 if len(rendered.locale_chain) > 1:
                     metrics.count(metrics.LOCALE_FALLBACK, ((template_id, rendered.locale),))
                 return rendered
-            case RenderedContent() as ready:
+            case RenderedContent() | BounceContent() as ready:
                 return ready
 
     def _message(
-        self, command: Command, content: RenderedContent | Rendered, delivery_id: UUID, date: datetime
+        self,
+        command: Command,
+        content: RenderedContent | BounceContent | Rendered,
+        delivery_id: UUID,
+        date: datetime,
     ) -> bytes:
         seed = str(delivery_id)
+        sender, report = command.sender or self.policy.sender, None
+        if isinstance(content, BounceContent):
+            sender = msgspec.structs.replace(sender, display=MAILER)
+            report = Report(content.status, content.head)
         parts = MessageParts(
-            message_id=f"{seed}@{self.policy.sender.domain}",
+            message_id=f"{seed}@{sender.domain}",
             date=date,
-            sender=self.policy.sender,
+            sender=sender,
             to=command.to,
             cc=command.cc,
             reply_to=command.reply_to,
             subject=content.subject,
             text=content.text,
-            html=content.html,
+            html=None if isinstance(content, BounceContent) else content.html,
             attachments=command.attachments,
             headers=_headers(command),
+            report=report,
         )
         try:
             message = build_message(parts, boundary_seed=seed)
@@ -427,6 +445,8 @@ def _claim_at_birth(replica_id: UUID, new: NewDelivery, states: str) -> Claim:
 
 
 def _headers(command: Command) -> tuple[tuple[str, str], ...]:
+    if command.source is Source.BOUNCE:
+        return REPLIED
     automatic = () if command.delivery_class is DeliveryClass.RELAY else AUTOMATIC
     if command.list_unsubscribe is None:
         return automatic

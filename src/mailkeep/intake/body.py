@@ -1,8 +1,8 @@
 """JSON bodies: refused unless they mean one thing only, decoded into value types, faults named by field.
 
 Stricter than JSON parsers are by themselves: UTF-8 and nothing else, no member twice, no NaN, no lone surrogates, nesting
-bounded. Faults come out as `CommandError`s whose field is a path such as `payload.to[1]`. Pure; called by `intake.http`
-and `operator.api`, each with bytes it read within a bound of its own.
+bounded. Faults come out as `CommandError`s whose field is a path such as `payload.to[1]`. Pure; called by
+`intake.application` and `operator.api`, each with bytes it read within a bound of its own.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The internal HTTP listener: uvicorn inside our event loop, with the bounds that uvicorn leaves to a proxy.
+"""An HTTP listener: uvicorn inside our event loop, with the bounds that uvicorn leaves to a proxy.
 
 A request that has not come whole in time is cut, a head or framing that grows without end is refused, connections are
 counted, and a peer that takes its answer too slowly is dropped: all of it without a timer per request. With TLS a
@@ -115,7 +115,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.transport.abort()
 
 
-class InternalHttpListener:
+class HttpListener:
     """Serves `app` on `host`:`port` (0: a free port), or on the bound socket `listening`, which it then owns."""
 
     def __init__(
@@ -177,7 +177,7 @@ class InternalHttpListener:
         )
         server.servers = [serving]
         server.started = True
-        self._watching = asyncio.create_task(self._watch(), name="internal http listener")
+        self._watching = asyncio.create_task(self._watch(), name="http listener")
 
     @property
     def port(self) -> int:

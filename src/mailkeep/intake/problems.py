@@ -2,7 +2,7 @@
 
 `type` is a stable URN made of the code; `code` is one of the contract's failure codes or of `HttpCode`; `field` is the path
 of the member that is wrong, the name of a header or of a query parameter. No document repeats a value, and no name that
-could be one. Pure; called by `intake.http` and `operator.api`.
+could be one. Pure; called by the HTTP applications of `intake` and by `operator.api`.
 """
 
 import re
@@ -29,10 +29,13 @@ class HttpCode(StrEnum):
     """What can be wrong with a request beside its command."""
 
     UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     WRONG_STATUS = "wrong_status"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    RATE_LIMITED = "rate_limited"
+    ISSUER_UNAVAILABLE = "issuer_unavailable"
     UNAVAILABLE = "unavailable"
     OVERLOADED = "overloaded"
     INTERNAL_ERROR = "internal_error"
@@ -53,10 +56,13 @@ _KINDS: Final[dict[str, tuple[int, str]]] = {
     FailureCode.IDEMPOTENCY_CONFLICT: (422, "The idempotency key belongs to another command"),
     FailureCode.RESERVED_DOMAIN: (422, "The domain is reserved and has no route"),
     HttpCode.UNAUTHORIZED: (401, "A valid bearer token is required"),
+    HttpCode.FORBIDDEN: (403, "The token does not allow this"),
     HttpCode.NOT_FOUND: (404, "There is nothing here"),
     HttpCode.METHOD_NOT_ALLOWED: (405, "The method is not allowed here"),
     HttpCode.WRONG_STATUS: (409, "The delivery stands where this does not apply"),
     HttpCode.UNSUPPORTED_MEDIA_TYPE: (415, "The body must be plain application/json"),
+    HttpCode.RATE_LIMITED: (429, "The token has sent too much lately"),
+    HttpCode.ISSUER_UNAVAILABLE: (503, "The issuer of the token can't be reached now"),
     HttpCode.UNAVAILABLE: (503, "The queue can't be reached now"),
     HttpCode.OVERLOADED: (503, "Too much is waiting already"),
     HttpCode.INTERNAL_ERROR: (500, "The request met a fault of the service"),
@@ -86,11 +92,12 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ProblemError(Exception):
-    """Ends a request with `problem`."""
+    """Ends a request with `problem`; `headers` stand for the usual ones of the same names."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, headers: Headers = ()) -> None:
         super().__init__(problem.code)
         self.problem = problem
+        self.headers = headers
 
 
 def make_problem(

@@ -38,7 +38,7 @@ class Signer:
 
         Raises `OverloadedError` when too many wait already.
         """
-        _, _, domain = new.sender.rpartition("@")
+        domain = new.author_domain or new.sender.rpartition("@")[2]
         keys = self._keyring.signing(domain, datetime.fromtimestamp(self._now_s(), UTC))
         if keys:
             assert new.message is not None

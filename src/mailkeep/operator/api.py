@@ -21,8 +21,9 @@ from starlette.routing import Route
 
 from mailkeep.core.command import CommandError, FailureCode, check_line
 from mailkeep.core.delivery import DeliveryClass
+from mailkeep.intake.application import KEY_HEADER, header_key
 from mailkeep.intake.body import check_content_type, check_json, decode_json, field_error
-from mailkeep.intake.http import DELIVERIES, KEY_HEADER, header_key
+from mailkeep.intake.http import DELIVERIES
 from mailkeep.intake.problems import (
     MEDIA_TYPE,
     Headers,

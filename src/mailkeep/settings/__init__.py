@@ -35,13 +35,16 @@ from mailkeep.settings.notation import (
     FILE,
     FOLDER,
     HELO_NAME,
+    HTTPS_URL,
     LADDER,
     LISTEN,
     PATH,
     REDIS_URL,
     SECRET,
+    SENDERS_FILE,
     TEXT,
     TOKENS,
+    WORDS,
     Dsn,
     Endpoint,
     Secret,
@@ -288,6 +291,49 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     internal_http_client_key: Annotated[
         Path | None, Setting(FILE, "Its key (PEM).", unset="in the certificate's file")
+    ] = None
+
+    send_http_addr: Annotated[
+        Endpoint | None,
+        Setting(LISTEN, "Where `POST /send` listens, for people's programs; put TLS before it.", unset="off"),
+    ] = None
+    send_rate: Annotated[
+        int,
+        Setting(
+            whole(1, 1_000_000),
+            "Recipients a minute that one token may send to, in each process; refused calls count as one.",
+        ),
+    ] = 600
+    send_oidc_issuer: Annotated[
+        str | None,
+        Setting(
+            HTTPS_URL,
+            "The OpenID Connect issuer whose access tokens may send.",
+            unset="API keys only",
+        ),
+    ] = None
+    send_oidc_audiences: Annotated[
+        tuple[str, ...],
+        Setting(
+            WORDS,
+            "Who such a token must be for: its `aud`, or `client_id` where it has none.",
+            unset="nobody",
+        ),
+    ] = ()
+    send_oidc_keys_url: Annotated[
+        str | None,
+        Setting(HTTPS_URL, "Where the issuer's keys (JWKS) are.", unset="found by its discovery document"),
+    ] = None
+    send_oidc_scope: Annotated[
+        str | None, Setting(TEXT, "The scope that such a token must have.", unset="any")
+    ] = None
+    send_oidc_sender_claim: Annotated[
+        str,
+        Setting(TEXT, "The claim with the address a bearer owns; `email` counts with `email_verified` only."),
+    ] = "email"
+    send_oidc_senders_file: Annotated[
+        Path | None,
+        Setting(SENDERS_FILE, "What else bearers own, by claims (TOML).", unset="nothing else"),
     ] = None
 
     template_dir: Annotated[
@@ -685,6 +731,38 @@ _RULES: Final = (
             or not _pair_fits(s.internal_http_client_cert, s.internal_http_client_key)
         ),
         "and MAIL_INTERNAL_HTTP_CLIENT_KEY are not a certificate and its key (PEM, without a passphrase)",
+    ),
+    _Rule(
+        ("MAIL_SEND_RATE", "MAIL_LIMIT_RECIPIENTS", "MAIL_SEND_HTTP_ADDR"),
+        lambda s: s.send_http_addr is not None and s.send_rate < s.limit_recipients,
+        "must be at least MAIL_LIMIT_RECIPIENTS, or a mail to so many could never be sent",
+    ),
+    _Rule(
+        ("MAIL_SEND_OIDC_AUDIENCES", "MAIL_SEND_OIDC_ISSUER"),
+        lambda s: (s.send_oidc_issuer is not None) != bool(s.send_oidc_audiences),
+        "and MAIL_SEND_OIDC_ISSUER go together: tokens of an issuer that are meant for others must not send",
+    ),
+    _Rule(
+        (
+            "MAIL_SEND_OIDC_ISSUER",
+            "MAIL_SEND_OIDC_KEYS_URL",
+            "MAIL_SEND_OIDC_SCOPE",
+            "MAIL_SEND_OIDC_SENDERS_FILE",
+        ),
+        lambda s: (
+            s.send_oidc_issuer is None
+            and any((s.send_oidc_keys_url, s.send_oidc_scope, s.send_oidc_senders_file))
+        ),
+        "is unset although other MAIL_SEND_OIDC_* settings are given",
+    ),
+    _Rule(
+        ("MAIL_SEND_HTTP_ADDR", "MAIL_INTERNAL_HTTP_ADDR"),
+        lambda s: (
+            s.send_http_addr is not None
+            and s.send_http_addr.port != 0
+            and s.send_http_addr == s.internal_http_addr
+        ),
+        "is the same as MAIL_INTERNAL_HTTP_ADDR; the two listeners are apart",
     ),
     _Rule(
         ("MAIL_SMTP_MODE", "MAIL_ENVIRONMENT"),

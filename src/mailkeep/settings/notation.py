@@ -12,12 +12,14 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
 from mailkeep.core.address import Mailbox, check_printable, parse_mailbox
 from mailkeep.core.duration import format_duration, parse_duration, parse_ladder
 from mailkeep.settings.files import check_authorities
+from mailkeep.settings.senders import read_senders
 
 MAX_RUNGS: Final = 50  # the longest ladder in use (relay) has 10
 MIN_TOKEN_CHARS: Final = 16  # shorter bearer tokens can be guessed
@@ -209,6 +211,24 @@ def _url(example: str, *schemes: str) -> Callable[[str], Dsn]:
     return read
 
 
+def _issuer(text: str) -> str:
+    parts = urlsplit(text)
+    is_local = parts.scheme == "http" and parts.hostname in {"127.0.0.1", "::1", "localhost"}
+    if not ((parts.scheme == "https" and parts.hostname) or is_local) or parts.query or parts.fragment:
+        raise ValueError("must be a URL like https://login.example.org, without query and fragment")
+    return text
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.split(r"[\s,]+", _text(text).strip()))
+
+
+def _senders_file(text: str) -> Path:
+    path: Path = FILE.read(text)
+    read_senders(path)
+    return path
+
+
 def _tokens(text: str) -> tuple[Secret, ...]:
     tokens = re.split(r"[\s,]+", text.strip())
     if not all(map(_TOKEN.fullmatch, tokens)):
@@ -285,8 +305,11 @@ EMAIL: Final = Notation("address", _email, lambda mailbox: mailbox.address)
 LADDER: Final = Notation(
     "durations, comma between", _ladder, lambda waits_s: ", ".join(map(format_duration, waits_s))
 )
+HTTPS_URL: Final = Notation("https:// URL", _issuer)
+WORDS: Final = Notation("words, comma or space between", _words, ", ".join)
 FOLDER: Final = Notation("path", _existing(Path.is_dir, "a folder"))
 FILE: Final = Notation("path", _existing(Path.is_file, "a file"))
+SENDERS_FILE: Final = Notation("path", _senders_file)
 AUTHORITIES: Final = Notation("path", _authorities)
 CERTIFICATE_NAMES: Final = Notation("dns:… or uri:…, comma or space between", _certificate_names, ", ".join)
 HELO_NAME: Final = Notation("host name or [address]", _helo_name)

@@ -475,7 +475,7 @@ def _accept_arguments(batch: Sequence[NewDelivery], keys: PayloadKeys) -> list[A
         column(new.catalog_version for new in batch),
         column(new.locale for new in batch),
         column(new.idempotency_key for new in batch),
-        column(new.sender for new in batch),
+        column(new.sender or None for new in batch),
         column(sealed_recipients(new.id, new.recipients, keys) for new in batch),
         column(new.parent_id for new in batch),
         column(new.traceparent for new in batch),

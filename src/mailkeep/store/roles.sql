@@ -27,7 +27,8 @@ GRANT USAGE ON SCHEMA mail TO mailkeep_service, mailkeep_reader, mailkeep_produc
 GRANT SELECT ON mail.schema_migrations, mail.deployment TO mailkeep_service;
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     mail.deliveries, mail.recipients, mail.payloads, mail.attempts, mail.dead_letters, mail.idempotency_keys, mail.replicas,
-    mail.enqueued, mail.malformed_commands, mail.operator_changes, mail.suppressions, mail.payload_keys
+    mail.enqueued, mail.malformed_commands, mail.operator_changes, mail.suppressions, mail.payload_keys,
+    mail.api_keys, mail.bounces_owed
     TO mailkeep_service;
 GRANT SELECT, INSERT, UPDATE ON mail.erasures TO mailkeep_service;
 GRANT EXECUTE ON FUNCTION

@@ -43,6 +43,10 @@ LOG_EVENTS: Final = (
         "No request is taken any more; those in flight were answered.",
     ),
     LogEvent(
+        "service", "send http listener started", "`POST /send` takes mail with API keys and access tokens."
+    ),
+    LogEvent("service", "send http listener stopped", "No mail is taken over `POST /send` any more."),
+    LogEvent(
         "service",
         "a worker failed; stopping",
         "A fault of ours ended a worker; the process stops, its mail is taken over.",
@@ -51,7 +55,8 @@ LOG_EVENTS: Final = (
     LogEvent(
         "internal_http",
         "request met a fault",
-        "A request was answered 500; `at` is where it happened. Repeating it with its key is safe.",
+        "A request was answered 500; `at` is where it happened. Repeating it with its key is safe. Of `POST /send` the logger is "
+        "`send_http`.",
         alert="always: a fault of ours",
     ),
     LogEvent(
@@ -65,8 +70,34 @@ LOG_EVENTS: Final = (
         "MAIL_INTERNAL_HTTP_TLS_CERT and its key changed and do not fit; the old ones stay in use until the next restart.",
         alert="always: soon the old one expires",
     ),
+    LogEvent(
+        "issuer_keys",
+        "keys of the issuer can't be fetched",
+        "The issuer of access tokens is away or answers something else; the keys fetched last stay in force. Said once.",
+        alert="when it lasts: new keys of the issuer are not known, and after a start no token is",
+    ),
+    LogEvent("issuer_keys", "keys of the issuer are fetched again", "The issuer answers again."),
+    LogEvent(
+        "bounce_dispatcher",
+        "bounce dispatcher started",
+        "Senders are told of relayed mail that is not delivered.",
+    ),
+    LogEvent("bounce_dispatcher", "bounce dispatcher stopped", "Bounces that are owed wait for others."),
+    LogEvent(
+        "bounce_dispatcher",
+        "bounces wait for PostgreSQL",
+        "What is owed stays in its table until PostgreSQL is back.",
+        alert="when it lasts",
+    ),
+    LogEvent("bounce_dispatcher", "bounces are sent again", "PostgreSQL is back."),
+    LogEvent(
+        "bounce_dispatcher",
+        "a bounce could not be made",
+        "A sender is not told: its address can't be sent to from here, or a fault of ours; `at` is where it happened.",
+        alert="when frequent",
+    ),
     LogEvent("service", "service stopped", "The process ends in order."),
-    LogEvent("supervisor", "can't listen", "The address of the internal HTTP API is taken.", alert="always"),
+    LogEvent("supervisor", "can't listen", "The address of an HTTP listener is taken.", alert="always"),
     LogEvent(
         "supervisor",
         "process died",
@@ -113,6 +144,11 @@ LOG_EVENTS: Final = (
     LogEvent("takeover_worker", "takeover waits for PostgreSQL", "Tried again at the next interval."),
     LogEvent("attempt_scheduler", "attempt scheduler started", "Due deliveries are claimed."),
     LogEvent("attempt_scheduler", "attempt scheduler stopped", "Nothing more is claimed."),
+    LogEvent(
+        "attempt_scheduler",
+        "claims without a holder could not be given back; they are taken over",
+        "PostgreSQL was away as this replica stopped, just after it had claimed mail; another one takes it over as it does that of a lost one.",
+    ),
     LogEvent("attempt_scheduler", "attempt scheduler waits for PostgreSQL", "Tried again after a pause."),
     LogEvent(
         "attempt_scheduler",

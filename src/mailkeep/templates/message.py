@@ -35,6 +35,7 @@ PARAMETER_CHARS: Final = 50  # one section of a parameter (RFC 2231 section 3)
 MAX_BOUNDARY_TRIES: Final = 100  # a body that holds two boundaries of one delivery is already beyond chance
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_BODY_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 _LOCAL: Final = re.compile(r"\"(?:[^\"\\]|\\.)*\"|[^\s\"(),:;<>@\[\\\]]+")
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9.-]+")
 _PHRASE: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]+")  # RFC 5322 section 3.2.3, atoms
@@ -57,11 +58,22 @@ class MessageError(ValueError):
     """Content that can't be written as a message; the message names the field and never its value."""
 
 
+class Report(msgspec.Struct, frozen=True):
+    """What makes a message a delivery status notification (RFC 3464).
+
+    `status` has its fields in ASCII lines ending in LF, groups parted by an empty one; `head` is the header of the message that
+    it is about, in CRLF lines.
+    """
+
+    status: str
+    head: bytes
+
+
 class MessageParts(msgspec.Struct, frozen=True):
     """What a message is made of.
 
     `message_id` is `id@host` without its angle brackets, `date` has an offset. `text` or `html` is given; if
-    only `html` is, the text is made from it. `headers` are further ones in decoded form, such as
+    only `html` is, the text is made from it; a `report` has `text` alone. `headers` are further ones in decoded form, such as
     `("Auto-Submitted", "auto-generated")`.
     """
 
@@ -76,6 +88,7 @@ class MessageParts(msgspec.Struct, frozen=True):
     reply_to: tuple[Mailbox, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
+    report: Report | None = None
 
 
 class _Entity(msgspec.Struct, frozen=True):
@@ -220,6 +233,8 @@ def _content(parts: MessageParts, seed: str) -> _Entity:
             raise MessageError("neither text nor html is given")
         text = text_from_html(html)
     entity = _text("plain", text)
+    if parts.report is not None:
+        return _reported(entity, parts.report, _boundary(seed, text, parts.report.status))
     if html is None and not parts.attachments:
         return entity
     boundary = _boundary(seed, text, html or "")
@@ -233,6 +248,20 @@ def _content(parts: MessageParts, seed: str) -> _Entity:
     if apart:
         entity = _multipart("mixed", f"{boundary}.m", (entity, *map(_attachment, apart)))
     return entity
+
+
+def _reported(words: _Entity, report: Report, boundary: str) -> _Entity:
+    """Return a multipart/report (RFC 6522) of words for people, words for programs, and a header."""
+    if not report.status.isascii() or _BODY_CONTROL.search(report.status):
+        raise MessageError("the status fields hold what is not printable ASCII")
+    status = _Entity(
+        "Content-Type: message/delivery-status\r\n", (report.status.replace("\n", "\r\n").encode(),)
+    )
+    head = _Entity("Content-Type: text/rfc822-headers\r\n", (report.head,))
+    if not report.head.isascii():  # RFC 6533 section 6
+        headers = "Content-Type: message/global-headers\r\nContent-Transfer-Encoding: base64\r\n"
+        head = _Entity(headers, (_base64(report.head),))
+    return _multipart("report", f"{boundary}.s", (words, status, head), "; report-type=delivery-status")
 
 
 def _boundary(seed: str, *texts: str) -> str:

@@ -102,7 +102,8 @@ WITH asked AS (
 ), kept AS (
     -- A sensitive delivery that ends at birth leaves nothing at rest.
     INSERT INTO mail.payloads (delivery_id, sender, recipients, message, command)
-    SELECT id, sender, string_to_array(recipients, E'\n'), message, command
+    -- Null stands for the null reverse-path: an empty text can't stand in a column.
+    SELECT id, coalesce(sender, ''), string_to_array(recipients, E'\n'), message, command
     FROM input JOIN reserved USING (id)
     WHERE NOT (sensitive AND status = 'suppressed')
 )
