@@ -63,7 +63,7 @@ _ATTEMPT: Final = {
     AttemptStatus.PROVIDER_REJECTED: "The next hop answered something else, or announced that it can't take the message.",
     AttemptStatus.TRANSPORT_FAILED: "The connection failed, or was interrupted on our side.",
     AttemptStatus.TIMED_OUT: "A reply did not come in time; `phase` says which.",
-    AttemptStatus.RENDER_FAILED: "There was no content to send.",
+    AttemptStatus.RENDER_FAILED: "There was nothing that may be sent: no content, or a reserved domain without the sinkhole as its next hop.",
     AttemptStatus.ABANDONED: "Its replica was lost; what it did is not known. Uses no rung of the ladder.",
 }
 _CERTAINTY: Final = {
@@ -242,6 +242,10 @@ Rules that no reply decides:
                 ("`shutdown`", "the replica stopped after the final dot and before its reply"),
                 ("`internal_fault`", "a fault of Mailkeep; the traceback is in the log"),
                 ("`no_content`", "the content is no longer stored"),
+                (
+                    "`reserved_domain`",
+                    "a recipient's domain is reserved (RFC 2606) and its next hop is not the sinkhole; not tried",
+                ),
                 (
                     "`suppression_list`",
                     "a recipient is on the [suppression list](../how-to/suppressions.md); not tried",

@@ -36,7 +36,7 @@ from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.intake.signing import Signer
-from mailkeep.smtp.routes import Routes
+from mailkeep.smtp.routes import ReservedDomainError, Routes
 from mailkeep.store.errors import StoreError, StoreRefusedError, StoreUnavailableError
 from mailkeep.store.group_commit import GroupCommit, OverloadedError
 from mailkeep.store.postgres import Store, Stored
@@ -315,7 +315,15 @@ class Accept:
         return _instant(min(int((begins_s + expires_in_s) * 1000), EPOCH_MS_MAX))
 
     def _next_hop(self, recipients: Sequence[Mailbox]) -> str:
-        hops = {self._routes.next_hop(mailbox.domain) for mailbox in recipients}
+        try:
+            hops = {self._routes.next_hop(mailbox.domain) for mailbox in recipients}
+        except ReservedDomainError as fault:
+            # The second wall: validation and routes are built from the same settings, and must not part ways.
+            raise CommandError(
+                FailureCode.RESERVED_DOMAIN,
+                "payload.to",
+                f"the domain {fault} is reserved and has no route here",
+            ) from None
         if len(hops) > 1:
             # A transaction is with one server: sending these by the way of the first would take them to the wrong one.
             raise CommandError(

@@ -360,6 +360,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Dsn | None,
         Setting(REDIS_URL, "Redis in which a sinkhole looks up its mode instead.", unset="the file"),
     ] = None
+    sinkhole_mode_ssm: Annotated[
+        str | None,
+        Setting(
+            TEXT,
+            "AWS SSM parameter in which a sinkhole looks up its mode instead; needs the extra `aws`.",
+            unset="the file",
+        ),
+    ] = None
+    sinkhole_url: Annotated[
+        str | None,
+        Setting(
+            TEXT,
+            "HTTP API of the sinkhole that `mailkeep sinkhole inbox|show|transcript|mode` ask.",
+            unset="that of a running `mailkeep dev`, or http://127.0.0.1:8025",
+        ),
+    ] = None
 
     retry_ladder_auth_s: Annotated[
         tuple[float, ...], Setting(LADDER, "Waits between the attempts of class `auth`.")

@@ -110,6 +110,15 @@ MALFORMED: Final = Metric(
     ("failure_code",),
     "on any increase: a producer is wrong",
 )
+RESERVED_DOMAIN: Final = Metric(
+    "mail.reserved_domain.refused",
+    "counter",
+    "{refusal}",
+    "Mail for a reserved domain (.test, .example, .invalid, .localhost) that was refused: at intake (http, stream, sql), or "
+    "at its route, where it must not come.",
+    ("at",),
+    "on any increase of at=route; of the others when frequent: a producer holds test data",
+)
 LOCALE_FALLBACK: Final = Metric(
     "mail.template.locale_fallback",
     "counter",
@@ -139,6 +148,7 @@ METRICS: Final = (
     HOP_OUT,
     IN_FLIGHT,
     MALFORMED,
+    RESERVED_DOMAIN,
     LOCALE_FALLBACK,
     TAKEOVERS,
 )

@@ -171,6 +171,12 @@ LOG_EVENTS: Final = (
     ),
     LogEvent(
         "attempt_worker_pool",
+        "reserved domain refused at its route",
+        "A queued delivery for a reserved domain would have left by an ordinary next hop; it ended `failed` instead.",
+        alert="always: it passed intake under other settings, or came into the table by other means",
+    ),
+    LogEvent(
+        "attempt_worker_pool",
         "breaker changed",
         "A next hop was found out of service or well again; its mail is parked or released.",
         alert="when a breaker stays open",
@@ -272,6 +278,18 @@ LOG_EVENTS: Final = (
         "sql command rejected",
         "A command given to `mail.enqueue` can't be taken; it is kept as a malformed command.",
         alert="when frequent: a producer is wrong",
+    ),
+    LogEvent(
+        "command_intake",
+        "reserved domain refused",
+        "A command of the stream or of SQL (`at`) is for a reserved domain; it is kept as a malformed command.",
+        alert="when frequent: a producer holds test data",
+    ),
+    LogEvent(
+        "internal_http",
+        "reserved domain refused",
+        "A request is for a reserved domain such as .test or .example, and was answered 422.",
+        alert="when frequent: a producer holds test data",
     ),
     LogEvent(
         "command_intake",
