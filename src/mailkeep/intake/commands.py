@@ -196,7 +196,7 @@ class CommandIntake:
                 source=record.source,
             )
             if record.failure_code == FailureCode.RESERVED_DOMAIN:
-                log.warning("reserved domain refused", at=record.intake)
+                log.warning("command for a reserved domain refused", at=record.intake)
                 metrics.count(metrics.RESERVED_DOMAIN, ((record.intake,),))
             if record.intake is Intake.STREAM:
                 log.warning("stream command rejected")

@@ -46,6 +46,7 @@ from mailkeep.operator.changes import (
 from mailkeep.operator.explain import Explanation, OperatorExplain
 from mailkeep.operator.malformed import MalformedPage, OperatorMalformed
 from mailkeep.operator.queue import (
+    FLUSHED,
     MAX_PAGE,
     AttemptView,
     DeliveryPage,
@@ -117,13 +118,18 @@ class NoParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FlushRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to make due now: exactly one of the first four. With `force` next hops that are out are probed at once."""
+    """What to make due now: exactly one of the first four. With `force` next hops that are out are probed at once.
+
+    `actor` and `reason` are recorded with each delivery that it makes due.
+    """
 
     delivery_id: UUID | None = None
     domain: str | None = None
     next_hop: str | None = None
     all: bool = False
     force: bool = False
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REASON_CHARS)] = FLUSHED.reason
+    actor: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ACTOR_CHARS)] = FLUSHED.actor
 
 
 class FlushAnswer(msgspec.Struct, frozen=True):
@@ -318,6 +324,7 @@ class _OperatorApi:
             domain=wanted.domain,
             next_hop=wanted.next_hop,
             force=wanted.force,
+            why=Why(wanted.reason, wanted.actor),
         )
         return FlushAnswer(flushed)
 

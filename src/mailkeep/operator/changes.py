@@ -1,5 +1,7 @@
 """Changes by hand, over HTTP and on the command line alike: hold, release, cancel, confirm, delete, resend.
 
+A flush is recorded alike; it is a verb of `operator.queue`, since it is about many.
+
 Each names who did it and why, and is recorded with the change. What can't be done is told with where the delivery stands.
 """
 
@@ -65,7 +67,7 @@ class OperatorVerbs:
 
     async def change(self, verb: Verb, delivery_id: UUID, why: Why) -> Changed:
         """Hold, release, cancel, confirm or delete one delivery."""
-        _check(why)
+        check_why(why)
         status = await self._changes.change(verb, delivery_id, actor=why.actor, reason=why.reason)
         if status is None:
             raise WrongStatusError(_why_not(verb, await self._delivery(delivery_id)))
@@ -79,7 +81,7 @@ class OperatorVerbs:
         It is addressed to those who did not get the mail, or to all if all did. A held parent is cancelled. Answers the new
         delivery as it was at birth, and whether it was made by an earlier call. Raises `KeyTakenError`, too.
         """
-        _check(why)
+        check_why(why)
         parent = await self._delivery(parent_id)
         made = await self._changes.resend(
             parent_id, parent.recipients, key=key, actor=why.actor, reason=why.reason
@@ -97,7 +99,8 @@ class OperatorVerbs:
         return delivery
 
 
-def _check(why: Why) -> None:
+def check_why(why: Why) -> None:
+    """Raise `CommandError` for a reason or an actor that is no single line."""
     check_line(why.reason, "reason")
     check_line(why.actor, "actor")
 

@@ -167,7 +167,8 @@ def _held(delivery: StoredDelivery, changes: Sequence[StoredChange]) -> _Verdict
             "it may have been delivered, and at_most_once forbids a second copy",
             "nothing by itself: ask the receiver, then confirm, resend or cancel it",
         )
-    by = f" by {changes[0].actor}: {changes[0].reason}" if changes else ""
+    held = next((change for change in changes if change.status == delivery.status), None)
+    by = f" by {held.actor}: {held.reason}" if held else ""
     return _Verdict(f"it is held{by}", "nothing by itself: release or cancel it")
 
 
@@ -185,7 +186,8 @@ def _ended(delivery: StoredDelivery, changes: Sequence[StoredChange]) -> _Verdic
         case DeliveryStatus.EXPIRED:
             return _Verdict("its time ran out before it was sent", NEVER)
         case DeliveryStatus.CANCELLED:
-            by = f" by {changes[0].actor}" if changes else ""
+            cancelled = next((change for change in changes if change.status == delivery.status), None)
+            by = f" by {cancelled.actor}" if cancelled else ""
             return _Verdict(f"it was cancelled{by}{reason}", NEVER)
         case _:
             return _Verdict(f"it was suppressed{reason}", NEVER)

@@ -25,6 +25,7 @@ from mailkeep.core.idempotency import address_hash
 from mailkeep.core.outcome import Phase, RecipientOutcome
 from mailkeep.core.queue import HopOut
 from mailkeep.core.redact import mask_address
+from mailkeep.operator.changes import Why, check_why
 from mailkeep.store.postgres import Store
 from mailkeep.store.reads import (
     Burial,
@@ -34,6 +35,7 @@ from mailkeep.store.reads import (
     Shape,
     ShapeBy,
     StoredAttempt,
+    StoredChange,
     StoredDelivery,
     StoredReplica,
 )
@@ -42,6 +44,8 @@ MAX_PAGE: Final = 200
 """Deliveries of one page: an answer stays below a megabyte."""
 WAITING_WORD: Final = "waiting"
 """Stands for `queued` and `rendered` in a filter."""
+FLUSHED: Final = Why("flushed")
+"""Recorded where nobody says more: a flush changes no delivery's fate, so it asks for no reason."""
 LIVE: Final = WAITING | {DeliveryStatus.SENDING, DeliveryStatus.HELD}
 
 _STATE_WORDS: Final = {
@@ -200,6 +204,10 @@ class OperatorQueue:
             recorded += (_attempt_under_way(stored),)
         return recorded
 
+    async def changes(self, delivery_id: UUID) -> tuple[StoredChange, ...]:
+        """Return the last changes by hand of a delivery, the newest first: who, when, why."""
+        return await self._reads.changes(delivery_id)
+
     async def queue(
         self,
         limit: int,
@@ -250,16 +258,19 @@ class OperatorQueue:
         domain: str | None = None,
         next_hop: str | None = None,
         force: bool = False,
+        why: Why = FLUSHED,
     ) -> int:
-        """Make waiting deliveries due now and wake every replica; answers how many.
+        """Make waiting deliveries due now and wake every replica; answers how many. `why` is recorded with each.
 
         One delivery, those of a recipient domain or of a next hop; all of them if none is named. Scheduled mail keeps its
         time unless it is named by its id. Mail of a next hop that is out stays parked; with `force` it is probed at once.
         """
+        check_why(why)
+        by = msgspec.structs.asdict(why)
         if delivery_id is not None:
-            count = await self._reads.flush_one(delivery_id)
+            count = await self._reads.flush_one(delivery_id, **by)
         else:
-            count = await self._reads.flush(next_hop=next_hop, domain=_domain(domain))
+            count = await self._reads.flush(next_hop=next_hop, domain=_domain(domain), **by)
         if force:
             await self._store.notify_probe()
         elif count:

@@ -171,12 +171,17 @@ _ROWS: Final[dict[ModeName, dict[Phase, Action]]] = _FAULTS | {
     # What these offer and show is the session's business; they answer as a healthy server.
     **{name: {} for name in OFFERS},
 }
-_SURE: Final = frozenset({ModeName.ACCEPT, ModeName.ACCEPT_LOG, ModeName.GREYLIST, *OFFERS})
+SURE: Final = frozenset({ModeName.ACCEPT, ModeName.ACCEPT_LOG, ModeName.GREYLIST, *OFFERS})
 """Modes that nothing is left to chance in."""
 
 _MODE: Final = re.compile(
     r"(?P<name>[a-z0-9-]+?)(?:-(?P<times>[1-9][0-9]{0,3})x)?(?:@(?P<phase>[a-z]+))?(?:~(?P<percent>[1-9][0-9]?)%)?"
 )
+
+
+def is_of_phase(name: ModeName) -> bool:
+    """Whether a mode may be limited to a phase."""
+    return name in _FAULTS
 
 
 def parse_mode(text: str) -> Mode:
@@ -186,7 +191,7 @@ def parse_mode(text: str) -> Mode:
         raise UnknownModeError(_known_modes())
     name, times, phase, percent = match.group("name", "times", "phase", "percent")
     known = name in _ROWS and (phase is None or (name in _FAULTS and phase in HEALTHY))
-    if not known or (times and name != ModeName.DEFER) or (percent and (times or name in _SURE)):
+    if not known or (times and name != ModeName.DEFER) or (percent and (times or name in SURE)):
         raise UnknownModeError(_known_modes())
     count = 1 if name == ModeName.GREYLIST else int(times) if times else None
     return Mode(ModeName(name), Phase(phase) if phase else None, count, int(percent) if percent else None)

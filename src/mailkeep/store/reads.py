@@ -266,26 +266,32 @@ class QueueReads:
         rows = await self._store.fetch("read_replicas", REPLICAS_READ)
         return tuple(map(_replica, rows))
 
-    async def flush_one(self, delivery_id: UUID) -> int:
+    async def flush_one(self, delivery_id: UUID, *, actor: str, reason: str) -> int:
         """Make one delivery due now; 0 if it is not waiting."""
-        return len(await self._store.fetch("flush_one", delivery_id))
+        return len(await self._store.fetch("flush_one", delivery_id, actor, reason))
 
-    async def flush(self, *, next_hop: str | None = None, domain: str | None = None) -> int:
+    async def flush(
+        self, *, next_hop: str | None = None, domain: str | None = None, actor: str, reason: str
+    ) -> int:
         """Make all waiting deliveries due that failed before, or those of a next hop or recipient domain.
 
-        Moves them in batches, each its own commit, and answers how many there were. Scheduled mail that was never tried
+        Moves them in batches, each its own commit with its record, and answers how many there were. Scheduled mail that was never tried
         keeps its time.
         """
         rows = await self._store.fetch("read_waiting_hops")
         hops = [row["name"] for row in rows if next_hop in (None, row["name"])]
-        counts = [await self._flush_lane(hop, name, domain) for hop in hops for name in DeliveryClass]
+        counts = [
+            await self._flush_lane(hop, name, domain, actor, reason) for hop in hops for name in DeliveryClass
+        ]
         return sum(counts)
 
-    async def _flush_lane(self, next_hop: str, delivery_class: DeliveryClass, domain: str | None) -> int:
+    async def _flush_lane(
+        self, next_hop: str, delivery_class: DeliveryClass, domain: str | None, actor: str, reason: str
+    ) -> int:
         total, due_at, last_id = 0, FIRST_INSTANT, FIRST_ID
         while True:
             rows = await self._store.fetch(
-                "flush", next_hop, delivery_class, due_at, last_id, domain, FLUSH_BATCH
+                "flush", next_hop, delivery_class, due_at, last_id, domain, FLUSH_BATCH, actor, reason
             )
             total += len(rows)
             if len(rows) < FLUSH_BATCH:

@@ -281,13 +281,13 @@ LOG_EVENTS: Final = (
     ),
     LogEvent(
         "command_intake",
-        "reserved domain refused",
+        "command for a reserved domain refused",
         "A command of the stream or of SQL (`at`) is for a reserved domain; it is kept as a malformed command.",
         alert="when frequent: a producer holds test data",
     ),
     LogEvent(
         "internal_http",
-        "reserved domain refused",
+        "request for a reserved domain refused",
         "A request is for a reserved domain such as .test or .example, and was answered 422.",
         alert="when frequent: a producer holds test data",
     ),
