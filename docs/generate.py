@@ -441,7 +441,10 @@ def _sinkhole() -> str:
     calls = [
         ("`GET /mode`", "the mode in force, and what it does"),
         ("`PUT /mode`", 'takes `{"mode": "defer"}`; written where the sinkhole follows it'),
-        ("`GET /messages?recipient=&limit=`", f"the inbox, newest first, {USUAL_PAGE} to {MAX_PAGE}"),
+        (
+            "`GET /messages?recipient=&limit=`",
+            f"the inbox, newest first; {USUAL_PAGE} unless given, {MAX_PAGE} at most",
+        ),
         ("`DELETE /messages`", "empties it"),
         ("`GET /messages/ID`", "one message with its envelope and text"),
         ("`GET /messages/ID/raw`", "its octets, `message/rfc822`"),
@@ -453,7 +456,7 @@ def _sinkhole() -> str:
 A mode is a word of the first table; [how to use it](../how-to/use-the-sinkhole.md). `-3x` behind `defer` puts each recipient off three times.
 `@PHASE` limits a fault to a phase; without one it strikes at the first it meets. `~25%` lets it strike a quarter of the time, by
 `--seed`, the recipient and how often it was seen: the same every time. Before a `+` in an address at `sinkhole.test` a mode is that
-recipient's script (without `@PHASE`), from RCPT on. Whatever is not said here is answered as a healthy server does.
+recipient's script from RCPT on, with a dot for the `@`: `drop.dot+x@sinkhole.test`. Whatever is not said here is answered as a healthy server does.
 
 {_table(("mode", "what it does", "`@PHASE`", "`~N%`"), modes)}
 

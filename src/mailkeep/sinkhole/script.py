@@ -5,7 +5,8 @@ answered as a healthy server would. The session asks `answer` once a phase and c
 
 A mode is written `accept`, `defer-3x` (three times, then accepted), `drop@dot` (that phase only; a fault without a phase
 strikes at the first one it meets) or `tempfail@rcpt~25%` (a quarter of the time, by a seed: the same every time). The same
-words are the script of one recipient, before a `+label`, at the sinkhole's own domain: `defer-3x+anything@sinkhole.test`.
+words are the script of one recipient, before a `+label`, at the sinkhole's own domain: `defer-3x+anything@sinkhole.test`;
+there a dot stands for the `@` of the phase: `drop.dot+anything@sinkhole.test`.
 A recipient's script goes before the mode; after RCPT the first accepted recipient speaks for the message. What is said
 before a recipient is known (greeting, EHLO, TLS, AUTH, MAIL) is the mode's alone. Codes: RFC 5321 section 4.2, RFC 3463,
 RFC 3207 section 4, RFC 4954 section 6.
@@ -206,7 +207,7 @@ def mode_of(mode: Mode, recipient: str) -> Mode:
     if not plus or not is_sinkhole(domain):
         return mode
     try:
-        return parse_mode(word)
+        return parse_mode(word.replace(".", "@", 1))
     except UnknownModeError:
         return mode
 
