@@ -176,7 +176,7 @@ async def test_a_transcript_tells_the_dialog_without_the_login(served):
         "server: 220 sinkhole.test ESMTP Mailkeep sinkhole",
         "client: AUTH PLAIN ***",
         "client: (4 octets that are no command)",
-        "client: MAIL FROM:<ann@a.test>",
+        "client: mail FROM:<ann@a.test>",
         "server: 421 4.3.2 Service temporarily unavailable",
         "client: (a message of 23 octets)",
         "server: 250 2.0.0 Ok",
@@ -310,7 +310,7 @@ def test_the_commands_ask_a_running_sinkhole(running):
     assert CliRunner().invoke(app, ["show", "m1", "--raw", *asked]).stdout_bytes == MESSAGE
     told = call("transcript", "m1", *asked)
     assert told == call("transcript", "c1", *asked)
-    for words in ("-> MAIL FROM:<ann@a.test>", "<- 250 2.0.0 Ok", "-- TLS", "AUTH PLAIN ***"):
+    for words in ("-> mail FROM:<ann@a.test>", "<- 250 2.0.0 Ok", "-- TLS", "AUTH PLAIN ***"):
         assert words in told
     assert PASSWORD not in told
     assert "c1" in call("transcript", *asked)

@@ -69,8 +69,8 @@ class Walk:
                         return phase, code
         except TimeoutError:
             return self.phase, "silent"
-        except GONE:
-            return self.phase, "gone"
+        except GONE as fault:  # smtplib calls a timeout a connection that was closed
+            return self.phase, "silent" if "timed out" in str(fault) else "gone"
         return FINE
 
     def steps(self, client):
@@ -144,18 +144,19 @@ async def test_a_421_that_keeps_the_connection_and_one_that_closes(sinkhole):
         ("421@rcpt", "4.3.2 Service shutting down", False),
     ):
         made = await sinkhole(mode, credentials=None)
-        client = aiosmtplib.SMTP("127.0.0.1", made.port, start_tls=False)
-        await client.connect()
-        await client.mail("ann@a.test")
-        with pytest.raises(aiosmtplib.SMTPRecipientRefused) as refused:
-            await client.rcpt("bob@a.test")
-        assert (refused.value.code, refused.value.message) == (421, text)
-        if is_open:
-            assert (await client.noop()).code == 250
-            await client.quit()
-        else:
-            with pytest.raises(aiosmtplib.SMTPServerDisconnected):
-                await client.noop()
+        assert await asyncio.to_thread(after_421, made.port) == (421, text, is_open)
+
+
+def after_421(port):
+    """Return the reply to RCPT, and whether the connection goes on after it."""
+    with contextlib.closing(smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE_S)) as client:
+        client.ehlo()
+        client.mail("ann@a.test")
+        code, text = client.rcpt("bob@a.test")
+        try:
+            return code, text.decode(), client.noop()[0] == 250
+        except GONE:
+            return code, text.decode(), False
 
 
 # TLS and AUTH.
@@ -221,7 +222,7 @@ async def fates(made, count=60, *, reverse=False):
     """Offer recipients to a sinkhole with aiosmtplib and return how each fared."""
     numbers = range(count)[::-1] if reverse else range(count)
     codes = {}
-    async with aiosmtplib.SMTP("127.0.0.1", made.port, start_tls=False) as client:
+    async with aiosmtplib.SMTP(hostname="127.0.0.1", port=made.port, start_tls=False) as client:
         await client.mail("ann@a.test")
         for number in numbers:
             try:

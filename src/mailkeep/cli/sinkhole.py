@@ -231,7 +231,10 @@ def inbox(
 
     if clear:
         count = _asking(url, token_file, lambda client: client.forget())
-        print_json({"forgotten": count}) if as_json else print(f"{count} messages forgotten")
+        if as_json:
+            print_json({"forgotten": count})
+        else:
+            print(f"{count} messages forgotten")
         return
     found = _asking(url, token_file, lambda client: client.inbox(recipient=recipient, limit=limit))
     if as_json:

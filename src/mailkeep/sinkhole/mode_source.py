@@ -303,9 +303,10 @@ def read_ssm_mode(parameter: str) -> Mode | None:
     ssm = _ssm_client()
     with _aws_as_os_error():
         try:
-            return parse_mode(_read_parameter(ssm, parameter))
+            text = _read_parameter(ssm, parameter)
         except ssm.exceptions.ParameterNotFound:
             return None
+    return parse_mode(text)
 
 
 def _ssm_client() -> Any:  # noqa: ANN401 - boto3 makes its clients at run time
@@ -323,8 +324,11 @@ def _ssm_client() -> Any:  # noqa: ANN401 - boto3 makes its clients at run time
 
 
 def _read_parameter(ssm: Any, parameter: str) -> str:  # noqa: ANN401 - a client of boto3
-    value: str = ssm.get_parameter(Name=parameter)["Parameter"]["Value"]
-    return value[: MAX_MODE_CHARS + 1]  # one more, so that a longer text is no mode
+    match ssm.get_parameter(Name=parameter):
+        case {"Parameter": {"Value": str(value)}}:
+            return value[: MAX_MODE_CHARS + 1]  # one more, so that a longer text is no mode
+        case _:
+            raise OSError("SSM can't be used: its answer holds no parameter")
 
 
 @contextlib.contextmanager

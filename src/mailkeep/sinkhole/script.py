@@ -121,7 +121,8 @@ _TEMPFAIL: Final = {
     Phase.GREETING: Action(421, "4.3.2 Service not available", then=Then.CLOSE),
     Phase.EHLO: Action(451, "4.3.0 Local error in processing"),
     Phase.STARTTLS: Action(454, "4.7.0 TLS not available"),
-    Phase.TLS: Action(454, "4.7.0 TLS not available", then=Then.CLOSE),  # in clear, where a handshake is due
+    # In clear, where a handshake is due; a close at once could outrun it.
+    Phase.TLS: Action(454, "4.7.0 TLS not available", then=Then.STALL),
     Phase.AUTH: Action(454, "4.7.0 Temporary authentication failure"),
     Phase.MAIL: Action(451, "4.3.0 Local error in processing"),
     Phase.RCPT: Action(450, "4.2.0 Mailbox unavailable"),
@@ -134,7 +135,7 @@ _PERMFAIL: Final = {
     Phase.GREETING: Action(554, "5.3.2 No SMTP service here", then=Then.CLOSE),
     Phase.EHLO: Action(502, "5.5.1 Command not implemented"),
     Phase.STARTTLS: Action(502, "5.5.1 Command not implemented"),
-    Phase.TLS: Action(554, "5.7.0 No TLS here", then=Then.CLOSE),
+    Phase.TLS: Action(554, "5.7.0 No TLS here", then=Then.STALL),
     Phase.AUTH: Action(535, "5.7.8 Authentication credentials invalid"),
     Phase.MAIL: Action(550, "5.7.1 Sender refused"),
     Phase.RCPT: Action(550, "5.7.1 Recipient refused"),

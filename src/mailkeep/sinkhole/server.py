@@ -21,6 +21,7 @@ from mailkeep.sinkhole.transcripts import Transcripts
 
 DEFAULT_LIMITS: Final = Limits()
 BACKLOG: Final = 512  # connections the kernel holds while the loop is busy
+ACCEPT_AGAIN_S: Final = 0.1
 STOP_TIMEOUT_S: Final = 5.0  # cut connections are gone at once; this bounds a loop that is not well
 _LOG: Final = logging.getLogger("mailkeep.sinkhole")
 
@@ -127,7 +128,11 @@ class Sinkhole:
     async def _accept(self, listening: socket.socket) -> None:
         """Take connections whose first octets are a handshake's: each is decided on before anything of it is read."""
         while True:
-            connection, _ = await asyncio.get_running_loop().sock_accept(listening)
+            try:
+                connection, _ = await asyncio.get_running_loop().sock_accept(listening)
+            except OSError:  # no file descriptors left, or a client that has gone: the next one may do better
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
             if len(self._handshakes) >= self._shared.limits.connections:
                 connection.close()
                 continue
