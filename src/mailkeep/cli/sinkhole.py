@@ -379,14 +379,14 @@ async def _serve(
     import asyncio
     import signal
 
-    from mailkeep.intake.listener import InternalHttpListener
+    from mailkeep.intake.listener import HttpListener
     from mailkeep.sinkhole.api import SinkholeApi
     from mailkeep.sinkhole.script import describe
 
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    listener = InternalHttpListener(SinkholeApi(sinkhole, token), http.host, http.port) if http else None
+    listener = HttpListener(SinkholeApi(sinkhole, token), http.host, http.port) if http else None
     if listener and http:
         try:
             await listener.start()

@@ -16,7 +16,7 @@ from typing import Final, TextIO
 import msgspec
 
 from mailkeep.dev.state import STATE_FILE, DevState
-from mailkeep.intake.listener import InternalHttpListener
+from mailkeep.intake.listener import HttpListener
 from mailkeep.settings import Environment, Settings
 from mailkeep.sinkhole.api import SinkholeApi
 from mailkeep.sinkhole.mode_source import FileModeSource, write_mode_file
@@ -72,7 +72,7 @@ async def development(
         )
         await _start_sinkhole(sinkhole, 0 if any_port else SINKHOLE_PORT)
         stack.push_async_callback(sinkhole.stop)
-        looks = InternalHttpListener(
+        looks = HttpListener(
             SinkholeApi(sinkhole), "127.0.0.1", _free_port(0 if any_port else SINKHOLE_HTTP_PORT)
         )
         await looks.start()
