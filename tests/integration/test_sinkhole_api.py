@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mailkeep.cli.sinkhole import app
-from mailkeep.intake.listener import InternalHttpListener
+from mailkeep.intake.listener import HttpListener
 from mailkeep.sinkhole.api import MAX_BODY_BYTES, SinkholeApi
 from mailkeep.sinkhole.capture import Capture
 from mailkeep.sinkhole.mode_source import FileModeSource, FixedModeSource
@@ -41,7 +41,7 @@ async def served():
             )
             await made.start()
             stack.push_async_callback(made.stop)
-            listener = InternalHttpListener(SinkholeApi(made, token), "127.0.0.1", 0)
+            listener = HttpListener(SinkholeApi(made, token), "127.0.0.1", 0)
             await listener.start()
             stack.push_async_callback(listener.stop, 1.0)
             client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{listener.port}", timeout=PATIENCE_S)

@@ -372,7 +372,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Setting(
             TEXT,
-            "HTTP API of the sinkhole that `mailkeep sinkhole inbox|show|transcript|mode` ask.",
+            "HTTP API of the sinkhole that `mailkeep sinkhole inbox`, `show`, `transcript` and `mode` ask.",
             unset="that of a running `mailkeep dev`, or http://127.0.0.1:8025",
         ),
     ] = None
