@@ -14,6 +14,7 @@ from mailkeep.cli.classify import classify
 from mailkeep.cli.config import config
 from mailkeep.cli.dead_letters import dead_letters
 from mailkeep.cli.dev import dev
+from mailkeep.cli.doctor import doctor
 from mailkeep.cli.explain import explain
 from mailkeep.cli.healthcheck import healthcheck
 from mailkeep.cli.migrate import migrate
@@ -42,6 +43,7 @@ app.command(short_help="Bring the database schema up to date.")(migrate)
 app.command(short_help="Show what is configured, and from where.")(config)
 app.command(short_help="Explain a reply of a mail server.")(classify)
 app.command(short_help="Explain where a delivery stands.")(explain)
+app.command(short_help="Find the cause of an incident.")(doctor)
 app.command("dead-letters", short_help="List what was given up.")(dead_letters)
 app.command(short_help="List the processes that share the queue.")(replicas)
 app.command(short_help="Probe a running service; for containers.")(healthcheck)

@@ -106,6 +106,36 @@ class Store:
                 raise
             return store
 
+    @classmethod
+    async def open_to_read(
+        cls, dsn: str, *, statement_s: float, lock_s: float, application_name: str
+    ) -> "Store":
+        """Connect as it is, for verbs that only read; nothing is migrated, and PostgreSQL refuses whatever would write.
+
+        A statement is given up after `statement_s`, and after `lock_s` of waiting for a lock. Raises `StoreUnavailableError`.
+        """
+        bounds = {
+            "default_transaction_read_only": "on",
+            "statement_timeout": f"{statement_s * 1000:.0f}",
+            "lock_timeout": f"{lock_s * 1000:.0f}",
+        }
+        with translated():
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=1,
+                max_size=1,
+                command_timeout=2 * statement_s,
+                reset=_keep_as_it_is,
+                timeout=statement_s,
+                server_settings={
+                    "application_name": application_name,
+                    "timezone": "UTC",
+                    **bounds,
+                    **_PLANNER,
+                },
+            )
+        return cls(pool, b"")
+
     async def close(self, timeout_s: float = 5.0) -> None:
         """Close every connection; those still busy after `timeout_s` are cut."""
         try:

@@ -264,7 +264,7 @@ class QueueReads:
     async def replicas(self) -> tuple[StoredReplica, ...]:
         """Return the replicas that are known, the newest first."""
         rows = await self._store.fetch("read_replicas", REPLICAS_READ)
-        return tuple(map(_replica, rows))
+        return tuple(map(replica_of, rows))
 
     async def flush_one(self, delivery_id: UUID, *, actor: str, reason: str) -> int:
         """Make one delivery due now; 0 if it is not waiting."""
@@ -335,7 +335,8 @@ def _delivery(row: asyncpg.Record) -> StoredDelivery:
     return msgspec.convert(fields, StoredDelivery)
 
 
-def _replica(row: asyncpg.Record) -> StoredReplica:
+def replica_of(row: asyncpg.Record) -> StoredReplica:
+    """Return a row of `read_replicas` as a value."""
     fields = dict(row)
     fields["hops_out"] = msgspec.json.decode(fields["hops_out"], type=dict[str, HopOut])
     return msgspec.convert(fields, StoredReplica)
