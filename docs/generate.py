@@ -2,6 +2,7 @@
 
 Each page is a function of one source: the declared settings, the table of transitions, `rules.toml` with the replies that
 the tests hold it against, the servers that the tests play, the sinkhole's script, the command line's own help, the declared log events. The output depends on nothing else, so
+the tests hold it against, the servers that the tests play, the command line's own help, the declared log events, the doctor's causes. The output depends on nothing else, so
 that `tests/unit/test_docs.py` can hold the committed pages against it.
 """
 # ruff: noqa: INP001  # a script beside the pages it writes, no package
@@ -47,6 +48,8 @@ from mailkeep.sinkhole.script import (
     is_of_phase,
     parse_mode,
 )
+from mailkeep.doctor.causes import CAUSES, SYMPTOMS
+from mailkeep.doctor.examine import EXIT_CODES
 from mailkeep.smtp.classify import RULES, Rule
 from mailkeep.telemetry.metrics import METRICS
 from mailkeep.telemetry.names import LOG_EVENTS
@@ -96,6 +99,7 @@ _RECIPIENT: Final = {
 def pages() -> dict[str, str]:
     """Return every generated page, file name -> text."""
     texts = {
+        "causes.md": _causes(),
         "cli.md": _cli(),
         "hostile-servers.md": _hostile_servers(),
         "log-events.md": _log_events(),
@@ -126,8 +130,9 @@ def _cli() -> str:
         ("exit code", "meaning"),
         [
             ("0", "done"),
-            ("1", "failed; `healthcheck`: not healthy"),
+            ("1", "failed; `healthcheck`: not healthy; `doctor`: a warning"),
             ("2", "wrong usage"),
+            ("3", "`doctor`: critical"),
             ("69", "a server that is needed is away; later it may work"),
             ("78", "the configuration can't be used"),
         ],
@@ -154,6 +159,37 @@ def _run(*arguments: str) -> str:
     if done.exit_code:
         raise RuntimeError(f"mailkeep {' '.join(arguments)} left with exit code {done.exit_code}")
     return done.stdout
+
+
+# -- causes --------------------------------------------------------------------------------------------------------
+
+
+def _causes() -> str:
+    sections = [
+        f"## {incident}\n\n{meaning}\n\n"
+        + _table(
+            ("cause", "meaning", "next step"),
+            [
+                (f"`{cause}`", about.meaning, _step(about.step))
+                for cause, about in CAUSES.items()
+                if incident in about.incidents
+            ],
+        )
+        for incident, meaning in SYMPTOMS.items()
+    ]
+    codes = ", ".join(f"`{severity}` {code}" for severity, code in EXIT_CODES.items())
+    return f"""# Causes
+
+What [`mailkeep doctor`](../how-to/incidents.md) can name, by incident. Names stay, so that scripts may know them; a cause that
+explains several incidents has one name. Exit code by the worst severity: {codes}.
+
+{(chr(10) * 2).join(sections)}
+"""
+
+
+def _step(step: str) -> str:
+    text = step.replace("{about}", "NAME")
+    return text if "`" in text or not text.startswith("mailkeep ") else f"`{text}`"
 
 
 # -- statuses ------------------------------------------------------------------------------------------------------

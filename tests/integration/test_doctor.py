@@ -65,7 +65,7 @@ async def test_a_healthy_system_is_well(deployed, dsn, port_of):
     assert [line.split() for line in ran.lines if not line.startswith(" ")] == [
         [name, "OK"] for name in Incident
     ]
-    for seen in ("1 replica alive", "offers SIZE", "3 attempts"):
+    for seen in ("1 replica alive", "SIZE 33554432", "3 attempts"):
         assert seen in ran.output
     assert "\x1b" not in ran.output
 
@@ -399,7 +399,7 @@ def port_that_drops_connections():
         waiting = []
         for _ in range(8):
             client = socket.socket()
-            client.setblocking(False)  # noqa: FBT003 - as the standard library has it
+            client.setblocking(False)
             client.connect_ex(server.getsockname())
             waiting.append(client)
         yield server.getsockname()[1]

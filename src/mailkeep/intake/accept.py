@@ -246,6 +246,9 @@ class Accept:
             template_id=rendered.template_id if rendered else None,
             catalog_version=rendered.catalog_version if rendered else None,
             locale=rendered.locale if rendered else None,
+            locale_chain=" ".join(rendered.locale_chain)
+            if rendered and len(rendered.locale_chain) > 1
+            else None,
             supersede_hash=self._supersede_hash(command),
             parent_id=content.original_id if isinstance(content, BounceContent) else None,
             traceparent=traceparent,

@@ -453,6 +453,7 @@ def _accept_arguments(batch: Sequence[NewDelivery]) -> list[Any]:
         column("\n".join(new.recipients) for new in batch),
         column(new.parent_id for new in batch),
         column(new.traceparent for new in batch),
+        column(new.locale_chain for new in batch),
         [new.fingerprint for new in batch],
         [new.message for new in batch],
         [new.command for new in batch],

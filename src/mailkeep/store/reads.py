@@ -100,6 +100,7 @@ class StoredDelivery(msgspec.Struct, frozen=True):
     last_reason: str | None
     last_rule: str | None
     parent_id: UUID | None
+    locale_chain: str | None = None
     suppressed_because: tuple[str | None, ...] = ()
     burial: Burial | None = None
 

@@ -23,10 +23,10 @@ WITH fresh AS MATERIALIZED (
 ), delivered AS (
     INSERT INTO mail.deliveries (
         id, source, class, guarantee, status, next_hop, accepted_at, due_at, recipient_states, recipient_domain,
-        size_bytes, sensitive, template_id, catalog_version, locale, parent_id, traceparent)
+        size_bytes, sensitive, template_id, catalog_version, locale, locale_chain, parent_id, traceparent)
     SELECT reserved.id, 'operator_resend', class, guarantee, 'rendered', next_hop, mail.now(), mail.now(),
            repeat('o', (SELECT count(*) FROM chosen)::int), recipient_domain, size_bytes, sensitive, template_id,
-           catalog_version, locale, parent.id, traceparent
+           catalog_version, locale, locale_chain, parent.id, traceparent
     FROM parent, reserved
 ), addressed AS (
     INSERT INTO mail.recipients (address_hash, delivery_id)
