@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import asyncpg
 import pytest
 from doctor_kit import (
+    HOUR_S,
     accept,
     attempts_ended,
     causes,
@@ -21,12 +22,13 @@ from doctor_kit import (
 )
 from http_kit import NextHop
 from queue_kit import accepted, claim_one, lose, replica
-from smtp_servers import Act, Drip, Inbox, aiosmtpd_server, login_checker, scripted_peer
+from smtp_servers import Act, Drip, Inbox, aiosmtpd_server, scripted_peer
 from stream_kit import Valkey, add, fields, query
 from test_cli_queue import run
 
 from mailkeep.doctor.causes import Cause, Incident, Severity
 from mailkeep.doctor.examine import EXIT_CODES
+from mailkeep.doctor.look import Doctor
 
 CRITICAL = EXIT_CODES[Severity.CRITICAL]
 
@@ -294,14 +296,17 @@ async def test_the_list_of_the_provider(deployed, dsn, next_hop, port_of):
 
 async def test_a_wrong_password(deployed, dsn):
     """A refused login is named in each incident that it makes, is never shown, and is tried once in a watch."""
-    checker = login_checker()
-    with aiosmtpd_server(Inbox(), authenticator=checker, auth_required=True, auth_require_tls=False) as port:
+    with aiosmtpd_server(Inbox(), authenticator=login_checker(), auth_require_tls=False) as port:
         served, environ = await deployed(port, MAIL_SMTP_USERNAME="ann", MAIL_SMTP_PASSWORD="canary")
         await accept(served, 2)
         await hop_out(dsn)
         report = await examined(environ)
         ran = await run(environ, "doctor", "auth")
+        watching = Doctor(environ, HOUR_S)
+        first, second = [(await watching.look()).probes[0] for _ in range(2)]
     assert causes(report) == {Cause.LOGIN_REFUSED}
+    assert (first.old_s, second.probe) == (0.0, first.probe)
+    assert second.old_s > 0
     assert {Incident.AUTH, Incident.BACKLOG} == severities(report).keys()
     assert "canary" not in told(report)
     assert ran.code == CRITICAL

@@ -169,9 +169,11 @@ def histories(database: Database, symptoms: Symptoms) -> list[HopHistory]:
 
 
 def probe_cause(probed: Probed) -> Cause | None:
-    """Return the cause that a probe speaks of, None if mail could be sent there."""
+    """Return the cause that a probe speaks of, None if mail could be sent there or the probe itself was cut short."""
     found = probed.probe
-    return of_attempt(found.status, found.phase, found.rule) if found.problem and found.status else None
+    if found.problem is None or found.status is None or SESSION_OVER in found.problem:
+        return None
+    return of_attempt(found.status, found.phase, found.rule)
 
 
 def told_of_probe(probed: Probed) -> str:
@@ -180,7 +182,8 @@ def told_of_probe(probed: Probed) -> str:
     if found.problem:
         silent = found.status == AttemptStatus.TIMED_OUT or probe_cause(probed) in TIME_CAUSES
         patience = f" (it had {probed.limit_s:g} s)" if silent else ""
-        return f"{found.hop} {found.address} now: {found.problem}{patience}"
+        when = f"{ago(probed.old_s)}, not tried again since" if probed.old_s else "now"
+        return f"{found.hop} {found.address} {when}: {found.problem}{patience}"
     login = {True: ", the login is accepted", False: ", the login is refused", None: ""}[found.logged_in]
     offers = ", ".join(found.capabilities) or "nothing"
     return f"{found.hop} {found.address} now: {found.tls or 'no TLS'}, offers {offers}{login}"

@@ -9,12 +9,12 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import psutil
 
-from mailkeep.core.outcome import Phase
+from mailkeep.core.outcome import Severity
 from mailkeep.doctor.symptoms import (
     Configured,
     Database,
@@ -29,15 +29,16 @@ from mailkeep.doctor.symptoms import (
 )
 from mailkeep.settings import Settings, SettingsError, SettingsProblem, SmtpMode
 from mailkeep.smtp.next_hop import HopAddress, NextHop, Timers
-from mailkeep.smtp.probe import probe
-from mailkeep.store.diagnosis import Diagnosis
+from mailkeep.smtp.probe import Probe, probe
+from mailkeep.store.diagnosis import AttemptGroup, Diagnosis
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.reads import StoredReplica
 from mailkeep.wiring import next_hops
 
 PROBE_PHASE_S: Final = 3.0
 """A phase of a probe; a next hop that takes longer is told as silent for so long, not as timed out."""
-PROBE_S: Final = 6.0
+PROBE_S: Final = 8.0
+"""A probe as a whole."""
 MAX_PROBES: Final = 16
 """Addresses tried in one look, the first ones: each is a connection, or two with a login."""
 DATABASE_S: Final = 8.0
@@ -49,7 +50,14 @@ DUE_LOOKS: Final = 3
 _PRESSURE: Final = Path("/proc/pressure/cpu")
 _BASE: Final = ("MAIL_POSTGRES_", "MAIL_REDIS_")
 
+LOGIN_REFUSED: Final = "login_refused"
+
 T = TypeVar("T")
+
+
+class _Refusal(NamedTuple):
+    probe: Probe
+    at_s: float
 
 
 def configured(environ: Mapping[str, str]) -> tuple[Settings, tuple[SettingsProblem, ...]]:
@@ -76,12 +84,15 @@ def _family(name: str) -> tuple[str, ...]:
 
 
 class Doctor:
-    """Looks as often as it is asked to. A login that was refused once is not tried again: servers lock accounts for that."""
+    """Looks as often as it is asked to.
+
+    A login that was refused is not tried again until mail was delivered there: servers lock accounts for that.
+    """
 
     def __init__(self, environ: Mapping[str, str], since_s: float) -> None:
         self._settings, problems = configured(environ)
         self._since_s = since_s
-        self._refused: set[str] = set()
+        self._refused: dict[tuple[str, HopAddress], _Refusal] = {}
         self._configured = Configured(
             stub=self._settings.smtp_mode is SmtpMode.STUB,
             concurrency=self._settings.attempt_worker_concurrency,
@@ -99,6 +110,8 @@ class Doctor:
             _bounded(self._stream(), REDIS_S, "Redis"),
             _bounded(_machine(), LOOK_S, "this machine"),
         )
+        if isinstance(database, Database):
+            self._forget_refusals(database.attempts)
         if isinstance(database, Database) and isinstance(machine, Machine):
             machine = msgspec.structs.replace(machine, processes=_processes(database.replicas, machine.host))
         return Symptoms(self._since_s, self._configured, database, probes, stream, machine)
@@ -121,14 +134,28 @@ class Doctor:
         return tuple(await asyncio.gather(*(self._probe(hop, address) for hop, address in wanted)))
 
     async def _probe(self, hop: NextHop, address: HopAddress) -> Probed:
-        limit_s = min(PROBE_PHASE_S, max(hop.timers.by_phase().values()))
+        if refusal := self._refused.get((hop.name, address)):
+            return Probed(refusal.probe, PROBE_PHASE_S, time.monotonic() - refusal.at_s)
         quick = msgspec.structs.replace(hop, timers=_quick(hop.timers))
-        if hop.name in self._refused:
-            quick = msgspec.structs.replace(quick, username=None, password=None, token_command=(), auth=())
-        found = await probe(quick, address)
-        if found.phase is Phase.AUTH:
-            self._refused.add(hop.name)
-        return Probed(found, limit_s)
+        try:
+            async with asyncio.timeout(PROBE_S):
+                found = await probe(quick, address)
+        except TimeoutError:
+            found = Probe(hop=hop.name, address=str(address), problem=f"not through after {PROBE_S:g} s")
+        if found.rule == LOGIN_REFUSED:
+            self._refused[hop.name, address] = _Refusal(found, time.monotonic())
+        return Probed(found, PROBE_PHASE_S)
+
+    def _forget_refusals(self, attempts: Section[tuple[AttemptGroup, ...]]) -> None:
+        if isinstance(attempts, Unread):
+            return
+        for (name, address), refusal in list(self._refused.items()):
+            age_s = time.monotonic() - refusal.at_s
+            if any(
+                group.next_hop == name and group.severity == Severity.SUCCESS and group.last_s < age_s
+                for group in attempts
+            ):
+                del self._refused[name, address]
 
     async def _stream(self) -> Section[Stream]:
         if not self._settings.has_redis:
@@ -148,7 +175,7 @@ class Doctor:
 def _quick(timers: Timers) -> Timers:
     return Timers(
         **{name: min(limit_s, PROBE_PHASE_S) for name, limit_s in msgspec.structs.asdict(timers).items()}
-        | {"session_s": PROBE_S}
+        | {"session_s": PROBE_S / 2}  # without the login, and once more with it
     )
 
 

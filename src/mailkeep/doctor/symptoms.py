@@ -103,10 +103,11 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Probed(msgspec.Struct, frozen=True):
-    """What was found at one address of a next hop just now; `limit_s` bounded each phase."""
+    """What was found at one address of a next hop; `limit_s` bounded each phase. A refused login is as it was `old_s` ago."""
 
     probe: Probe
     limit_s: float
+    old_s: float = 0.0
 
 
 class Symptoms(msgspec.Struct, frozen=True):
