@@ -22,7 +22,7 @@ from doctor_kit import (
 )
 from http_kit import NextHop
 from queue_kit import accepted, claim_one, lose, replica
-from smtp_servers import Act, Drip, Inbox, aiosmtpd_server, scripted_peer
+from smtp_servers import Act, Drip, Inbox, aiosmtpd_server, login_checker, scripted_peer
 from stream_kit import Valkey, add, fields, query
 from test_cli_queue import run
 

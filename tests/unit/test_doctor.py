@@ -208,6 +208,22 @@ BACKLOGS = {
 }
 
 
+def test_an_outage_explains_the_mail_of_its_own_next_hop_only():
+    """Beside a next hop that is out, one that is slow is still asked about its places."""
+    refused = attempts(
+        next_hop="other", status="provider_rejected", phase="greeting", severity="transient", scope="next_hop"
+    )
+    symptoms = well(
+        replicas=(replica(hops_out={"other": HopOut("421 closing", NOW)}),),
+        attempts=(attempts(mean_s=4.0), msgspec.structs.replace(refused, rule="next_hop_closing")),
+        lanes=(
+            Lane("default", "transactional", 900, 900, 60.0, 50, 9.0),
+            Lane("other", "transactional", 900, 900, 60.0, 0, 0.0),
+        ),
+    )
+    assert named(symptoms) == {Cause.NEXT_HOP_REFUSES, Cause.CONCURRENCY_TOO_SMALL}
+
+
 @pytest.mark.parametrize("case", BACKLOGS)
 def test_a_backlog_has_one_cause(case):
     """Each cause is named alone; a busy machine is never named beside what explains the backlog already."""

@@ -43,15 +43,18 @@ def backlog(symptoms: Symptoms) -> list[Check]:
             skipped("replicas, queue, next hops", "PostgreSQL can't be asked"),
             stream(symptoms.stream, explained=True),
         ]
-    definite = [
-        *postgres(database),
-        replicas(database, symptoms),
-        next_hops(database, symptoms),
+    for_all = [*postgres(database), replicas(database, symptoms)]
+    hops = next_hops(database, symptoms)
+    explained = any(check.severity is Severity.CRITICAL for check in for_all)
+    out = {found.about for found in hops.findings if found.severity is Severity.CRITICAL}
+    late = [] if explained else [lane for lane in _due(database) if lane.next_hop not in out]
+    return [
+        *for_all,
+        hops,
+        configuration(symptoms, running=bool(_alive(database, symptoms.configured.ttl_s))),
+        stream(symptoms.stream, explained=explained),
+        *_slowed(database, symptoms, late, [] if explained else _inbox_late(database)),
     ]
-    explained = any(check.severity is Severity.CRITICAL for check in definite)
-    running = bool(_alive(database, symptoms.configured.ttl_s))
-    definite += [configuration(symptoms, running=running), stream(symptoms.stream, explained=explained)]
-    return [*definite, *_slowed(database, symptoms, explained=explained)]
 
 
 # -- PostgreSQL ------------------------------------------------------------------------------------------------------
@@ -257,10 +260,12 @@ def _probes_told(symptoms: Symptoms) -> str:
 # -- what merely slows down ------------------------------------------------------------------------------------------
 
 
-def _slowed(database: Database, symptoms: Symptoms, *, explained: bool) -> Iterator[Check]:
-    late, inbox_late = _due(database), _inbox_late(database)
-    if explained or not (late or inbox_late):
-        why = "the backlog is explained already" if explained else "nothing has been due for long"
+def _slowed(
+    database: Database, symptoms: Symptoms, late: list[Lane], inbox_late: list[str]
+) -> Iterator[Check]:
+    """Ask what merely slows down, about `late` lanes and commands: those that nothing explains so far."""
+    if not (late or inbox_late):
+        why = "the backlog is explained already" if _due(database) else "nothing has been due for long"
         yield Check("PostgreSQL's pace", _look_told(database))
         yield skipped("places by Little's law, CPU", why)
         return
