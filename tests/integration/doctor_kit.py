@@ -71,9 +71,10 @@ async def hop_out(dsn):
 
 
 async def grow_old(dsn, minutes=5):
-    """Let what waits have been due for that much longer."""
+    """Let what waits have been due, and what is claimed have been claimed, for that much longer."""
     await query(
         dsn,
-        "UPDATE mail.deliveries SET due_at = due_at - $1 * interval '1 minute' WHERE status IN ('queued', 'rendered')",
+        "UPDATE mail.deliveries SET due_at = due_at - $1 * interval '1 minute',"
+        " claimed_at = claimed_at - $1 * interval '1 minute' WHERE finished_at IS NULL",
         minutes,
     )

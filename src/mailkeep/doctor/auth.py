@@ -1,10 +1,16 @@
 """Why a next hop does not let us log in, and why TLS, which a login needs, fails. Pure."""
 
+from typing import Final
+
+from mailkeep.core.outcome import Phase
 from mailkeep.doctor.backlog import is_about_login
 from mailkeep.doctor.causes import AUTH_CAUSES, Cause, Severity
 from mailkeep.doctor.findings import Check, Finding, finding, skipped, times
 from mailkeep.doctor.hop_history import histories, probe_cause, told_of_probe
 from mailkeep.doctor.symptoms import Symptoms, Unread
+
+BEFORE_MAIL: Final = (Phase.CONNECT, Phase.GREETING, Phase.EHLO, Phase.STARTTLS, Phase.TLS, Phase.AUTH)
+"""How far a probe comes: of what a server says to MAIL it proves nothing."""
 
 
 def auth(symptoms: Symptoms) -> list[Check]:
@@ -52,7 +58,8 @@ def attempts(symptoms: Symptoms) -> Check:
     for history in histories(database, symptoms):
         for cause, groups in history.failing():
             if cause in AUTH_CAUSES:
-                now_well = _works_now(history.name, symptoms)
+                reached = all(group.phase in BEFORE_MAIL for group in groups)
+                now_well = reached and _works_now(history.name, symptoms)
                 severity = Severity.WARNING if now_well else Severity.CRITICAL
                 well = (
                     "it works now; parked mail goes on with the next probe of a replica" if now_well else ""

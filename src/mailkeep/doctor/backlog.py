@@ -47,7 +47,7 @@ def backlog(symptoms: Symptoms) -> list[Check]:
     hops = next_hops(database, symptoms)
     explained = any(check.severity is Severity.CRITICAL for check in for_all)
     out = {found.about for found in hops.findings if found.severity is Severity.CRITICAL}
-    late = [] if explained else [lane for lane in _due(database) if lane.next_hop not in out]
+    late = [] if explained else [lane for lane in _late(database, symptoms) if lane.next_hop not in out]
     return [
         *for_all,
         hops,
@@ -125,7 +125,7 @@ def replicas(database: Database, symptoms: Symptoms) -> Check:
             f"{times(len(alive), 'replica')} alive, heard of {min(one.silent_s for one in alive):.1f} s ago"
         )
         return Check("replicas", seen + (f"; {len(silent)} silent" if silent else ""))
-    waits = tuple(_told(lane) for lane in _due(database))
+    waits = tuple(_told(lane) for lane in _late(database, symptoms))
     frozen = [(replica, state) for replica in silent if (state := _local_state(replica, symptoms))]
     if frozen:
         replica, state = frozen[0]
@@ -223,7 +223,7 @@ def _orphans(database: Database, symptoms: Symptoms) -> Iterator[Finding]:
     configured = symptoms.configured
     if not configured.hops or not _alive(database, configured.ttl_s):
         return
-    for name in sorted({lane.next_hop for lane in _due(database)} - configured.hops.keys()):
+    for name in sorted({lane.next_hop for lane in _late(database, symptoms)} - configured.hops.keys()):
         lanes = [lane for lane in _lanes(database) if lane.next_hop == name]
         if history_of(name, database, symptoms).attempts or any(lane.sending for lane in lanes):
             continue
@@ -265,11 +265,19 @@ def _slowed(
 ) -> Iterator[Check]:
     """Ask what merely slows down, about `late` lanes and commands: those that nothing explains so far."""
     if not (late or inbox_late):
-        why = "the backlog is explained already" if _due(database) else "nothing has been due for long"
+        why = (
+            "the backlog is explained already"
+            if _late(database, symptoms)
+            else "nothing has been due for long"
+        )
         yield Check("PostgreSQL's pace", _look_told(database))
         yield skipped("places by Little's law, CPU", why)
         return
-    severity = Severity.CRITICAL if any(lane.oldest_s >= CRITICAL_S for lane in late) else Severity.WARNING
+    severity = (
+        Severity.CRITICAL
+        if any(max(lane.oldest_s, lane.claimed_s) >= CRITICAL_S for lane in late)
+        else Severity.WARNING
+    )
     evidence = [_told(lane) for lane in late] + inbox_late
     checks = [
         _pace_of_postgres(database, severity, evidence),
@@ -308,9 +316,8 @@ def _places(name: str, database: Database, symptoms: Symptoms, severity: Severit
     history = history_of(name, database, symptoms)
     mean_s = history.mean_s
     lanes = [lane for lane in _lanes(database) if lane.next_hop == name]
-    due, sending = sum(lane.due for lane in lanes), sum(lane.sending for lane in lanes)
-    per_replica = min(configured.concurrency, hop.max_connections) if hop else configured.concurrency
-    places = len(alive) * per_replica
+    sending, places = sum(lane.sending for lane in lanes), _place_count(name, database, symptoms)
+    due = sum(lane.due for lane in lanes) + _claimed_ahead(name, database, symptoms)
     if mean_s is None:
         return _nothing_ended(title, name, lanes, places, severity)
     rate = _accepted_per_s(database, name)
@@ -377,9 +384,26 @@ def _lanes(database: Database) -> tuple[Lane, ...]:
     return () if isinstance(database.lanes, Unread) else database.lanes
 
 
-def _due(database: Database) -> list[Lane]:
-    """Return the lanes with a backlog."""
-    return [lane for lane in _lanes(database) if lane.due and lane.oldest_s >= WAITING_S]
+def _late(database: Database, symptoms: Symptoms) -> list[Lane]:
+    """Return the lanes with a backlog: in the table, or claimed by replicas for later than places are free."""
+    return [
+        lane
+        for lane in _lanes(database)
+        if (lane.due and lane.oldest_s >= WAITING_S)
+        or (lane.claimed_s >= WAITING_S and _claimed_ahead(lane.next_hop, database, symptoms))
+    ]
+
+
+def _claimed_ahead(name: str, database: Database, symptoms: Symptoms) -> int:
+    """Return how many deliveries replicas hold for a next hop beyond what they can send at once."""
+    sending = sum(lane.sending for lane in _lanes(database) if lane.next_hop == name)
+    return max(sending - _place_count(name, database, symptoms), 0)
+
+
+def _place_count(name: str, database: Database, symptoms: Symptoms) -> int:
+    configured, hop = symptoms.configured, symptoms.configured.hops.get(name)
+    per_replica = min(configured.concurrency, hop.max_connections) if hop else configured.concurrency
+    return len(_alive(database, configured.ttl_s)) * per_replica
 
 
 def _inbox_late(database: Database) -> list[str]:
@@ -393,7 +417,9 @@ def _inbox_late(database: Database) -> list[str]:
 
 def _told(lane: Lane) -> str:
     at_least = "at least " if lane.waiting >= COUNTED_ROWS else ""
-    return f"{lane.next_hop}, {lane.delivery_class}: {at_least}{lane.due:,} due, the first for {lane.oldest_s:.0f} s"
+    claimed = f"; {lane.sending:,} claimed, the first for {lane.claimed_s:.0f} s" if lane.sending else ""
+    due = f"{at_least}{lane.due:,} due, the first for {lane.oldest_s:.0f} s"
+    return f"{lane.next_hop}, {lane.delivery_class}: {due}{claimed}"
 
 
 # -- Redis -----------------------------------------------------------------------------------------------------------
