@@ -6,7 +6,9 @@ from uuid import UUID
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from mailkeep.cli import app
 from mailkeep.cli.doctor import COLOURS, Name
 from mailkeep.core.command import FailureCode
 from mailkeep.core.delivery import AttemptStatus
@@ -193,6 +195,13 @@ BACKLOGS = {
             "machine": STARVED,
         },
     ),
+    "claimed and not begun": (
+        Cause.CONCURRENCY_TOO_SMALL,
+        {
+            "lanes": (Lane("default", "transactional", 0, 0, 0.0, 400, 60.0),),
+            "attempts": (attempts(mean_s=40.0),),
+        },
+    ),
     "places held by silence": (
         Cause.HOP_STALLS,
         {
@@ -325,6 +334,12 @@ def test_settings_that_are_refused_do_not_hide_the_rest(environ, names):
     settings, problems = configured({"MAIL_POSTGRES_DSN": "postgresql://db/mail"} | environ)
     assert [problem.name for problem in problems] == names
     assert settings.postgres_dsn is not None
+
+
+@pytest.mark.parametrize("arguments", [["--since", "soon"], ["backlogs"], ["--watch", "--every", "0"]])
+def test_wrong_usage_is_exit_code_2(arguments):
+    """What can't be asked is refused before anything is looked at."""
+    assert CliRunner().invoke(app, ["doctor", *arguments]).exit_code == 2
 
 
 def test_a_watch_tells_what_came_and_went():

@@ -36,7 +36,7 @@ def probes(symptoms: Symptoms) -> list[Check]:
         return [skipped("STARTTLS and logins offered", symptoms.probes.why, failed=symptoms.probes.missing)]
     checks = []
     for probed in symptoms.probes:
-        name, cause = f"login at {probed.probe.hop} {probed.probe.address}", probe_cause(probed)
+        name, cause = "STARTTLS and logins offered", probe_cause(probed)
         if cause is not None and cause not in AUTH_CAUSES:
             checks.append(skipped(name, f"it was not reached: {told_of_probe(probed)}"))
             continue

@@ -53,7 +53,7 @@ def _reachable(symptoms: Symptoms) -> list[Check]:
             and not _expected(probed.limit_s, symptoms, probed.probe.hop)
         ):
             found = (finding(cause, Severity.CRITICAL, told, about=probed.probe.hop),)
-        checks.append(Check(f"reachability of {probed.probe.hop} {probed.probe.address}", told, found))
+        checks.append(Check("reachability", told, found))
     return checks
 
 
