@@ -30,7 +30,7 @@ from mailkeep.doctor.symptoms import (
 from mailkeep.settings import Settings, SettingsError, SettingsProblem, SmtpMode
 from mailkeep.smtp.next_hop import HopAddress, NextHop, Timers
 from mailkeep.smtp.probe import Probe, probe
-from mailkeep.store.diagnosis import AttemptGroup, Diagnosis
+from mailkeep.store.diagnosis import STATEMENT_S, AttemptGroup, Diagnosis
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.reads import StoredReplica
 from mailkeep.wiring import next_hops
@@ -199,7 +199,7 @@ async def _read(diagnosis: Diagnosis) -> Section[Database]:
         why = f"the schema is not this build's: migration {have} there, {server.wanted} here"
         missing: Unread = Unread(why)
         return Database(server, *[missing] * 10)
-    ends_s = time.monotonic() + DATABASE_S - 1.0
+    ends_s = time.monotonic() + DATABASE_S - 2 * STATEMENT_S  # for the last statement, and for the locks
 
     async def section(read: Callable[[], Awaitable[T]]) -> Section[T]:
         if time.monotonic() > ends_s:

@@ -16,6 +16,7 @@ from mailkeep.core.outcome import Step
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.migrate import migrations, schema_version
 from mailkeep.store.postgres import Store
+from mailkeep.store.queries import query
 from mailkeep.store.reads import StoredReplica, replica_of
 
 STATEMENT_S: Final = 2.0
@@ -229,6 +230,8 @@ class Diagnosis:
 
     async def _fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
         try:
-            return await self._store.fetch(name, *arguments)
+            # Once: what stands in the way of a statement is just what is to be told.
+            async with self._store.connection() as connection:
+                return await connection.fetch(query(name), *arguments)
         except asyncpg.SyntaxOrAccessError as fault:  # a schema of another build, or rights that are missing
             raise StoreUnavailableError(f"PostgreSQL: {fault}", in_doubt=False) from fault
