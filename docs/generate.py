@@ -1,8 +1,8 @@
 """Write the pages of `docs/reference` that follow from the code: `make docs`.
 
 Each page is a function of one source: the declared settings, the table of transitions, `rules.toml` with the replies that
-the tests hold it against, the servers that the tests play, the sinkhole's script, the command line's own help, the declared log events. The output depends on nothing else, so
-the tests hold it against, the servers that the tests play, the command line's own help, the declared log events, the doctor's causes. The output depends on nothing else, so
+the tests hold it against, the servers that the tests play, the sinkhole's script, the command line's own help, the declared log events,
+the doctor's causes. The output depends on nothing else, so
 that `tests/unit/test_docs.py` can hold the committed pages against it.
 """
 # ruff: noqa: INP001  # a script beside the pages it writes, no package
@@ -34,6 +34,8 @@ from mailkeep.core.delivery import (
 from mailkeep.core.duration import format_duration
 from mailkeep.core.ladder import JITTER, SOON_RUNGS, SOON_S
 from mailkeep.core.outcome import MAX_WAIT_HINT_S, Retry
+from mailkeep.doctor.causes import CAUSES, SYMPTOMS
+from mailkeep.doctor.examine import EXIT_CODES
 from mailkeep.sinkhole.api import MAX_PAGE, USUAL_PAGE
 from mailkeep.sinkhole.script import (
     GREYLIST_WINDOW_S,
@@ -48,8 +50,6 @@ from mailkeep.sinkhole.script import (
     is_of_phase,
     parse_mode,
 )
-from mailkeep.doctor.causes import CAUSES, SYMPTOMS
-from mailkeep.doctor.examine import EXIT_CODES
 from mailkeep.smtp.classify import RULES, Rule
 from mailkeep.telemetry.metrics import METRICS
 from mailkeep.telemetry.names import LOG_EVENTS
