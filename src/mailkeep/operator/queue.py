@@ -236,9 +236,9 @@ class OperatorQueue:
             return tuple(map(_delivery_view, page.deliveries))
         wanted = QueueFilter(
             statuses,
-            _member(DeliveryClass, delivery_class, "class"),
+            member_of(DeliveryClass, delivery_class, "class"),
             next_hop,
-            _domain(domain),
+            check_domain(domain),
             rule,
         )
         return tuple(map(_delivery_view, await self._reads.queue(wanted, limit)))
@@ -270,7 +270,7 @@ class OperatorQueue:
         if delivery_id is not None:
             count = await self._reads.flush_one(delivery_id, **by)
         else:
-            count = await self._reads.flush(next_hop=next_hop, domain=_domain(domain), **by)
+            count = await self._reads.flush(next_hop=next_hop, domain=check_domain(domain), **by)
         if force:
             await self._store.notify_probe()
         elif count:
@@ -280,8 +280,8 @@ class OperatorQueue:
     def _filter(self, query: DeliveryQuery) -> DeliveryFilter:
         return DeliveryFilter(
             statuses=_statuses(query.status),
-            source=_member(Source, query.source, "source"),
-            delivery_class=_member(DeliveryClass, query.delivery_class, "class"),
+            source=member_of(Source, query.source, "source"),
+            delivery_class=member_of(DeliveryClass, query.delivery_class, "class"),
             template_id=query.template,
             rule=query.rule,
             recipient_hash=self._recipient_hash(query.recipient),
@@ -383,12 +383,13 @@ def route_facts(next_hop: str, replicas: Iterable[ReplicaView]) -> RouteFacts:
 def _statuses(words: Iterable[str]) -> frozenset[DeliveryStatus]:
     statuses: set[DeliveryStatus] = set()
     for word in words:
-        status = None if word == WAITING_WORD else _member(DeliveryStatus, word, "status")
+        status = None if word == WAITING_WORD else member_of(DeliveryStatus, word, "status")
         statuses |= {status} if status else WAITING
     return frozenset(statuses)
 
 
-def _member(kind: type[E], word: str | None, field: str) -> E | None:
+def member_of(kind: type[E], word: str | None, field: str) -> E | None:
+    """Return the member of `kind` that a caller named, None for none. Raises `CommandError` about `field`."""
     if word is None:
         return None
     try:
@@ -398,7 +399,7 @@ def _member(kind: type[E], word: str | None, field: str) -> E | None:
         raise CommandError(FailureCode.INVALID_FIELD, field, f"must be one of: {known}") from None
 
 
-def _domain(domain: str | None) -> str | None:
+def check_domain(domain: str | None) -> str | None:
     """Return `domain` as it is stored: a lower-case A-label."""
     if domain is None:
         return None

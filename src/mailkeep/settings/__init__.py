@@ -63,6 +63,7 @@ from mailkeep.settings.routes import (
     describe_hop,
     read_routes,
 )
+from mailkeep.settings.webhooks import WebhookSettings, read_webhooks
 
 __all__ = [
     "Dsn",
@@ -81,10 +82,12 @@ __all__ = [
     "SettingsProblem",
     "SmtpMode",
     "SmtpTls",
+    "WebhookSettings",
 ]
 
 PREFIX: Final = "MAIL_"
 ROUTES: Final = "MAIL_ROUTES_FILE"
+WEBHOOKS: Final = "MAIL_WEBHOOKS_FILE"
 
 
 class SettingsProblem(msgspec.Struct, frozen=True):
@@ -170,6 +173,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The names that the environment set, `X_FILE` where a secret came from a file."""
     routes: tuple[HopSettings, ...] = ()
     """The next hops of the routes file."""
+    webhooks: tuple[WebhookSettings, ...] = ()
+    """The webhooks of their file."""
 
     environment: Annotated[
         Environment,
@@ -254,6 +259,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             unset="no tokens",
         ),
     ] = ()
+    webhooks_file: Annotated[
+        Path | None, Setting(FILE, "Who is told what becomes of mail (TOML).", unset="nobody is told")
+    ] = None
 
     send_http_addr: Annotated[
         Endpoint | None,
@@ -473,6 +481,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if "routes_file" in values:
             values["routes"], faults = read_routes(values["routes_file"], environ)
             problems += [SettingsProblem(ROUTES, fault) for fault in faults]
+        if "webhooks_file" in values:
+            values["webhooks"], faults = read_webhooks(values["webhooks_file"])
+            problems += [SettingsProblem(WEBHOOKS, fault) for fault in faults]
         settings = cls(**_with_smtp_tls(values), given=frozenset(given))
         unread = {problem.name for problem in problems}
         problems += _broken_rules(settings, unread)

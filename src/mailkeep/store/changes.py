@@ -4,14 +4,16 @@ Called by `mailkeep.operator`.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
 import msgspec
 
-from mailkeep.core.delivery import DeliveryStatus, Source
+from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, Source
 from mailkeep.core.idempotency import address_hash
 from mailkeep.store.postgres import Store
+from mailkeep.store.reads import SCANNED_ROWS
 
 
 class Verb(StrEnum):
@@ -31,6 +33,33 @@ class Resent(msgspec.Struct, frozen=True):
     replayed: bool
 
 
+class RedriveFilter(msgspec.Struct, frozen=True):
+    """Which dead letters to redrive; None lets all through. `since` and `until` are about when they were buried."""
+
+    cause: str | None = None
+    rule: str | None = None
+    domain: str | None = None
+    delivery_class: DeliveryClass | None = None
+    source: Source | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class Redrivable(msgspec.Struct, frozen=True):
+    """A dead letter. `recipients` is None where its content is erased; `resent`: somebody did that already."""
+
+    id: UUID
+    recipients: tuple[str, ...] | None
+    resent: bool
+
+
+class RedrivablePage(msgspec.Struct, frozen=True):
+    """Dead letters in the order of their ids; `after` is where the next page begins, None at the end."""
+
+    letters: tuple[Redrivable, ...]
+    after: UUID | None
+
+
 class OperatorChanges:
     """Changes by hand. `actor` (who) and `reason` are recorded. All verbs raise `StoreUnavailableError` only."""
 
@@ -44,6 +73,26 @@ class OperatorChanges:
         rows = await self._store.fetch("change", verb, delivery_id, actor, reason)
         return DeliveryStatus(rows[0]["status"]) if rows else None
 
+    async def redrivable(self, wanted: RedriveFilter, limit: int, after: UUID) -> RedrivablePage:
+        """Return up to `limit` dead letters with an id above `after`; a page may be short, even empty."""
+        rows = await self._store.fetch(
+            "read_redrivable",
+            after,
+            wanted.cause,
+            wanted.rule,
+            wanted.domain,
+            wanted.delivery_class,
+            wanted.source,
+            wanted.since,
+            wanted.until,
+            SCANNED_ROWS,
+            limit,
+        )
+        found = tuple(msgspec.convert(dict(row), Redrivable) for row in rows if row["id"] is not None)
+        if len(found) == limit:
+            return RedrivablePage(found, found[-1].id)
+        return RedrivablePage(found, rows[0]["horizon"] if rows[0]["scanned"] == SCANNED_ROWS else None)
+
     async def resend(
         self,
         parent_id: UUID,
@@ -52,13 +101,14 @@ class OperatorChanges:
         key: str | None = None,
         actor: str,
         reason: str,
+        wait_s: float = 0.0,
     ) -> Resent | None:
         """Make a new delivery of a parent's content, for those of its `recipients` (all of them, in order) who did not get it.
 
-        None where the parent is not at rest, its content is erased, or `key` belongs to the resend of another.
+        It is due in `wait_s`. None where the parent is not at rest, its content is erased, or `key` belongs to the resend of another.
         """
         hashes = [address_hash(address, self._store.hash_key) for address in recipients]
-        rows = await self._store.fetch("resend", parent_id, key, actor, reason, hashes)
+        rows = await self._store.fetch("resend", parent_id, key, actor, reason, hashes, wait_s)
         if rows:
             return Resent(rows[0]["id"], replayed=False)
         held_by = await self._store.find_keys([(Source.OPERATOR_RESEND, key)] if key else [])

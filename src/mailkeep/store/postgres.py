@@ -391,6 +391,7 @@ async def _bring_up_to_date(dsn: str) -> tuple[bytes, bool]:
         await migrate(connection)
         async with connection.transaction():
             hash_key: bytes = await connection.fetchval(query("hash_key"))
+        await connection.execute(query("catch_up_positions"))
         return hash_key, await is_pooled(connection)
     finally:
         await connection.close(timeout=CONNECT_TIMEOUT_S)

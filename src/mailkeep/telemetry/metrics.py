@@ -134,6 +134,14 @@ TAKEOVERS: Final = Metric(
     (),
     "when it rises without a restart: replicas are lost",
 )
+WEBHOOK_EVENTS: Final = Metric(
+    "mail.webhook.events",
+    "counter",
+    "{event}",
+    "Events posted to webhooks: told, failed (and tried again) or given up.",
+    ("webhook", "outcome"),
+    "on any increase of given_up; when failed rises and told does not",
+)
 
 METRICS: Final = (
     DEPTH,
@@ -151,6 +159,7 @@ METRICS: Final = (
     RESERVED_DOMAIN,
     LOCALE_FALLBACK,
     TAKEOVERS,
+    WEBHOOK_EVENTS,
 )
 DURATION_BOUNDS_MS: Final = (
     1,

@@ -66,7 +66,7 @@ WITH asked AS (
         id, source, class, guarantee, status, next_hop, accepted_at, due_at, expires_at, finished_at,
         claimed_by, claim_token, claimed_at, recipient_states, recipient_domain, size_bytes, sensitive,
         template_id, catalog_version, locale, last_reason, last_rule, supersede_hash, parent_id, traceparent,
-        locale_chain, suppressed_because)
+        locale_chain, suppressed_because, idempotency_key)
     SELECT id, source, class, guarantee, status, next_hop, mail.now(),
            CASE WHEN status IN ('queued', 'rendered') THEN greatest(send_at, mail.now()) END,
            expires_at,
@@ -77,7 +77,7 @@ WITH asked AS (
            recipient_states, recipient_domain, size_bytes, sensitive, template_id, catalog_version, locale,
            'on the suppression list, ' || (array_remove(because, NULL))[1],
            CASE WHEN because IS NOT NULL THEN 'suppression_list' END,
-           supersede_hash, parent_id, traceparent, locale_chain, because
+           supersede_hash, parent_id, traceparent, locale_chain, because, nullif(key, id::text)
     FROM input JOIN reserved USING (id)
 ), older AS (
     -- Locked in the order of their ids, so that two batches that supersede the same ones cannot deadlock.
