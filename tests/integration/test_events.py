@@ -85,7 +85,7 @@ async def test_what_moves_without_coming_to_rest_is_not_told(store):
     changes = OperatorChanges(store)
     claim = await claim_one(store)
     await store.finish([finished(claim, ending(claim, Severity.TRANSIENT))])
-    await store.fetch("flush_one", claim.id)
+    await store.fetch("flush_one", claim.id, "test", "flushed")
     assert await told(store) == []
     await changes.change(Verb.HOLD, claim.id, **BY)
     await changes.change(Verb.RELEASE, claim.id, **BY)
