@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := server,embedded,dev
+EXTRAS := server,embedded,aws,dev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo test patroni check crash-matrix format docs bench constraints sbom audit clean

@@ -1,7 +1,8 @@
 """Write the pages of `docs/reference` that follow from the code: `make docs`.
 
 Each page is a function of one source: the declared settings, the table of transitions, `rules.toml` with the replies that
-the tests hold it against, the servers that the tests play, the command line's own help, the declared log events. The output depends on nothing else, so
+the tests hold it against, the servers that the tests play, the sinkhole's script, the command line's own help, the declared log events,
+the doctor's causes. The output depends on nothing else, so
 that `tests/unit/test_docs.py` can hold the committed pages against it.
 """
 # ruff: noqa: INP001  # a script beside the pages it writes, no package
@@ -33,6 +34,22 @@ from mailkeep.core.delivery import (
 from mailkeep.core.duration import format_duration
 from mailkeep.core.ladder import JITTER, SOON_RUNGS, SOON_S
 from mailkeep.core.outcome import MAX_WAIT_HINT_S, Retry
+from mailkeep.doctor.causes import CAUSES, SYMPTOMS
+from mailkeep.doctor.examine import EXIT_CODES
+from mailkeep.sinkhole.api import MAX_PAGE, USUAL_PAGE
+from mailkeep.sinkhole.script import (
+    GREYLIST_WINDOW_S,
+    HEALTHY,
+    SLOW_REPLY_S,
+    SURE,
+    Action,
+    Mode,
+    ModeName,
+    answer,
+    describe,
+    is_of_phase,
+    parse_mode,
+)
 from mailkeep.smtp.classify import RULES, Rule
 from mailkeep.telemetry.metrics import METRICS
 from mailkeep.telemetry.names import LOG_EVENTS
@@ -63,7 +80,7 @@ _ATTEMPT: Final = {
     AttemptStatus.PROVIDER_REJECTED: "The next hop answered something else, or announced that it can't take the message.",
     AttemptStatus.TRANSPORT_FAILED: "The connection failed, or was interrupted on our side.",
     AttemptStatus.TIMED_OUT: "A reply did not come in time; `phase` says which.",
-    AttemptStatus.RENDER_FAILED: "There was no content to send.",
+    AttemptStatus.RENDER_FAILED: "There was nothing that may be sent: no content, or a reserved domain without the sinkhole as its next hop.",
     AttemptStatus.ABANDONED: "Its replica was lost; what it did is not known. Uses no rung of the ladder.",
 }
 _CERTAINTY: Final = {
@@ -82,11 +99,13 @@ _RECIPIENT: Final = {
 def pages() -> dict[str, str]:
     """Return every generated page, file name -> text."""
     texts = {
+        "causes.md": _causes(),
         "cli.md": _cli(),
         "hostile-servers.md": _hostile_servers(),
         "log-events.md": _log_events(),
         "metrics.md": _metrics(),
         "settings.md": _settings(),
+        "sinkhole.md": _sinkhole(),
         "smtp-classification.md": _smtp_classification(),
         "statuses.md": _statuses(),
     }
@@ -111,8 +130,9 @@ def _cli() -> str:
         ("exit code", "meaning"),
         [
             ("0", "done"),
-            ("1", "failed; `healthcheck`: not healthy"),
+            ("1", "failed; `healthcheck`: not healthy; `doctor`: a warning"),
             ("2", "wrong usage"),
+            ("3", "`doctor`: critical"),
             ("69", "a server that is needed is away; later it may work"),
             ("78", "the configuration can't be used"),
         ],
@@ -139,6 +159,37 @@ def _run(*arguments: str) -> str:
     if done.exit_code:
         raise RuntimeError(f"mailkeep {' '.join(arguments)} left with exit code {done.exit_code}")
     return done.stdout
+
+
+# -- causes --------------------------------------------------------------------------------------------------------
+
+
+def _causes() -> str:
+    sections = [
+        f"## {incident}\n\n{meaning}\n\n"
+        + _table(
+            ("cause", "meaning", "next step"),
+            [
+                (f"`{cause}`", about.meaning, _step(about.step))
+                for cause, about in CAUSES.items()
+                if incident in about.incidents
+            ],
+        )
+        for incident, meaning in SYMPTOMS.items()
+    ]
+    codes = ", ".join(f"`{severity}` {code}" for severity, code in EXIT_CODES.items())
+    return f"""# Causes
+
+What [`mailkeep doctor`](../how-to/incidents.md) can name, by incident. Names stay, so that scripts may know them; a cause that
+explains several incidents has one name. Exit code by the worst severity: {codes}.
+
+{(chr(10) * 2).join(sections)}
+"""
+
+
+def _step(step: str) -> str:
+    text = step.replace("{about}", "NAME")
+    return text if "`" in text or not text.startswith("mailkeep ") else f"`{text}`"
 
 
 # -- statuses ------------------------------------------------------------------------------------------------------
@@ -242,6 +293,10 @@ Rules that no reply decides:
                 ("`shutdown`", "the replica stopped after the final dot and before its reply"),
                 ("`internal_fault`", "a fault of Mailkeep; the traceback is in the log"),
                 ("`no_content`", "the content is no longer stored"),
+                (
+                    "`reserved_domain`",
+                    "a recipient's domain is reserved (RFC 2606) and its next hop is not the sinkhole; not tried",
+                ),
                 (
                     "`suppression_list`",
                     "a recipient is on the [suppression list](../how-to/suppressions.md); not tried",
@@ -405,6 +460,72 @@ def _scenario(scenario: Any) -> tuple[str, ...]:  # noqa: ANN401 - a row of the 
 
 def _tests(tests: Mapping[str, Iterable[str]]) -> str:
     return "; ".join(f"`{file}`: {_codes(names)}" for file, names in tests.items())
+
+
+# -- the sinkhole ------------------------------------------------------------------------------------------------
+
+
+def _sinkhole() -> str:
+    modes = [
+        (f"`{name}`", _in_words(name), "yes" if is_of_phase(name) else "", "" if name in SURE else "yes")
+        for name in ModeName
+    ]
+    faults = [name for name in ModeName if is_of_phase(name)]
+    phases = [
+        (f"`{phase}`", *(_answer(answer(Mode(name, phase), phase)) for name in faults)) for phase in HEALTHY
+    ]
+    calls = [
+        ("`GET /mode`", "the mode in force, and what it does"),
+        ("`PUT /mode`", 'takes `{"mode": "defer"}`; written where the sinkhole follows it'),
+        (
+            "`GET /messages?recipient=&limit=`",
+            f"the inbox, newest first; {USUAL_PAGE} unless given, {MAX_PAGE} at most",
+        ),
+        ("`DELETE /messages`", "empties it"),
+        ("`GET /messages/ID`", "one message with its envelope and text"),
+        ("`GET /messages/ID/raw`", "its octets, `message/rfc822`"),
+        ("`GET /connections?limit=`", "the newest connections"),
+        ("`GET /connections/ID`", "what was said on one"),
+    ]
+    return f"""# The sinkhole's modes
+
+A mode is a word of the first table; [how to use it](../how-to/use-the-sinkhole.md). `-3x` behind `defer` puts each recipient off three times.
+`@PHASE` limits a fault to a phase; without one it strikes at the first it meets. `~25%` lets it strike a quarter of the time, by
+`--seed`, the recipient and how often it was seen: the same every time. Before a `+` in an address at `sinkhole.test` a mode is that
+recipient's script from RCPT on, with a dot for the `@`: `drop.dot+x@sinkhole.test`. Whatever is not said here is answered as a healthy server does.
+
+{_table(("mode", "what it does", "`@PHASE`", "`~N%`"), modes)}
+
+## Faults by phase
+
+{_table(("phase", *(f"`{name}`" for name in faults)), phases)}
+
+The 421 of `defer` and of `greylist` leaves the connection open; that of `421` closes it, as RFC 5321 has it. `stall` falls silent
+and reads on, at `body` it does not even read. A handshake that comes first (`--implicit-tls`) is the phase `tls`, too.
+`greylist` knows client, sender and recipient for {format_duration(GREYLIST_WINDOW_S)} (`--greylist-window`).
+
+## HTTP API
+
+{_table(("call", "what"), calls)}
+
+JSON; faults are problem documents (RFC 9457). With a token: `Authorization: Bearer …`.
+"""
+
+
+def _in_words(name: ModeName) -> str:
+    about = {
+        ModeName.ACCEPT_LOG: "accepts everything and shows envelope and headers in its report",
+        ModeName.SLOW: f"each reply comes {SLOW_REPLY_S:g} s late",
+        ModeName.GREYLIST: f"{describe(parse_mode(name))} at first, then accepted",
+    }
+    return about.get(name) or ("see below" if is_of_phase(name) else describe(parse_mode(name)))
+
+
+def _answer(action: Action) -> str:
+    if action.delay_s:
+        return "late"
+    ending = {"close": "closes", "stall": "silence", "freeze": "silence, unread"}.get(action.then, "")
+    return ", ".join(filter(None, (action.reply, ending)))
 
 
 # -- log events ----------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ class FaultPoint(StrEnum):
     FINISH_BEFORE_COMMIT = "finish_before_commit"
     FINISH_AFTER_COMMIT = "finish_after_commit"
     BOUNCE_BEFORE_SETTLED = "bounce_before_settled"
+    WEBHOOK_BEFORE_COMMIT = "webhook_before_commit"
 
 
 class _Armed:

@@ -181,6 +181,8 @@ class Service:
         self._spawn(listener.run(), "notification listener")
         self._spawn(self._scheduler.run(), "attempt scheduler")
         self._spawn(takeover.run(), "takeover worker")
+        if settings.webhooks:
+            self._dispatch_webhooks()
         self._spawn(RetentionWorker(retention, settings.cleanup_interval_s).run(), "retention worker")
         self._intakes.append(asyncio.create_task(enqueued.run(), name="enqueued consumer"))
         bounces = BounceDispatcher(OwedBounces(self._store), self._accept)
@@ -197,6 +199,12 @@ class Service:
 
         consumer = CommandConsumer(redis_connector(self._settings), commands, str(self.replica.id))
         self._intakes.append(asyncio.create_task(consumer.run(), name="command consumer"))
+
+    def _dispatch_webhooks(self) -> None:
+        from mailkeep.dispatch.webhooks import WebhookDispatcher  # noqa: PLC0415 - its HTTP client is loaded where it is used
+
+        dispatcher = WebhookDispatcher(self._settings.webhooks, self._store, self.replica)
+        self._spawn(dispatcher.run(), "webhook dispatcher")
 
     async def _warn_of_orphans(self) -> None:
         """Say which next hops mail waits for that this configuration does not have: nobody would claim it, in silence."""

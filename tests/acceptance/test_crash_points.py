@@ -3,9 +3,12 @@
 Many mails are under way, and most commits hold several; each step of a single one is the crash matrix's.
 """
 
+import json
 import signal
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
 import msgspec
@@ -108,6 +111,64 @@ def test_a_crash_between_a_bounce_and_what_was_owed(deployment):
     assert [row["count"] for row in found] == [1] * (COUNT // 6)
 
 
+@pytest.fixture
+def hook(tmp_path):
+    """Run a receiver of webhooks in a thread; yields the ids that it was told, in order, and the file that names it."""
+    told = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self):
+            event = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            told.append((self.headers["webhook-id"], event["data"]["delivery_id"]))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    path = tmp_path / "webhooks.toml"
+    path.write_text(
+        f'[webhook.shop]\nurl = "http://127.0.0.1:{server.server_port}/"\nallow_private = true\n'
+        'secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]\n'
+    )
+    yield told, path
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_crash_before_a_webhook_is_recorded(deployment, hook):
+    """What was told and not recorded is told again under the same ids; every delivery that ended is told, none is lost."""
+    told, path = hook
+    sink = deployment.told_sink()
+    service = deployment.service(sink.port, MAIL_WEBHOOKS_FILE=str(path), **QUICK)
+    service.start(MAIL_FAULT_POINT=f"{FaultPoint.WEBHOOK_BEFORE_COMMIT}:2")
+    until(lambda: deployment.database.fetch("SELECT FROM mail.webhooks"), "the webhook is known")
+    submissions = mails(COUNT)
+    submit(service, submissions[: COUNT // 2])
+    until(lambda: told or not service.is_alive, "an event is told")
+    submit(service, submissions[COUNT // 2 :])
+    assert service.wait() == -signal.SIGKILL
+    before = list(told)
+    service.start()
+    submit_all(service, submissions)
+    deployment.database.drain()
+    ended = set(deployment.database.statuses())
+    until(
+        lambda: deployment.database.value("SELECT told FROM mail.webhooks") == len(ended),
+        "every end is told and recorded",
+    )
+    assert {delivery_id for _, delivery_id in told} == ended
+    assert set(before) & set(told[len(before) :]), "nothing came again"
+    assert len(set(told)) == len(ended)
+    deployment.database.check(submissions, sink.copies)
+
+
 def test_no_point_is_forgotten():
     """Every point that the code declares has its crash in this file."""
-    assert WHERE.keys() | {FaultPoint.BOUNCE_BEFORE_SETTLED} == set(FaultPoint)
+    assert WHERE.keys() | {FaultPoint.BOUNCE_BEFORE_SETTLED, FaultPoint.WEBHOOK_BEFORE_COMMIT} == set(
+        FaultPoint
+    )

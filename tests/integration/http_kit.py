@@ -48,12 +48,12 @@ class Served:
         """GET `path`."""
         return await self.client.get(path, params=parameters)
 
-    async def settled(self, delivery_id, *statuses):
-        """Wait until a delivery has one of `statuses` and return it."""
+    async def settled(self, delivery_id, *statuses, attempts=0):
+        """Wait until a delivery has one of `statuses`, and so many recorded attempts at least, and return it."""
         async with asyncio.timeout(SETTLE_S):
             while True:
                 delivery = (await self.get(f"{DELIVERIES}/{delivery_id}")).json()
-                if delivery["status"] in statuses:
+                if delivery["status"] in statuses and delivery["attempts"] >= attempts:
                     return delivery
                 await asyncio.sleep(0.02)
 

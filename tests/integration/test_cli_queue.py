@@ -148,6 +148,47 @@ async def test_a_flush_sends_at_once(environ, sending, next_hop):
     assert delivery_id in over.errors
 
 
+async def test_every_change_by_hand_is_shown_with_who_when_and_why(environ, sending, next_hop):
+    """`queue show` lists hold, release, flush, cancel and delete in their order, each with its actor and its reason."""
+    delivery_id = await deferred(environ, sending, next_hop)
+    next_hop.reply = DEFERRED
+    await changed(environ, "hold", delivery_id)
+    await changed(environ, "release", delivery_id)
+    await sending.settled(delivery_id, "rendered", attempts=2)
+    await changed(environ, "flush", "--id", delivery_id)
+    await sending.settled(delivery_id, "rendered", attempts=3)
+    for verb in ("cancel", "delete"):
+        await changed(environ, verb, delivery_id)
+    shown = [line.split() for line in (await run(environ, "queue", "show", delivery_id)).lines]
+    changes = [(words[3], " ".join(words[4:])) for words in shown if words[:1] == ["change"]]
+    assert changes == [
+        (verb, f"by ann: why {verb}") for verb in ("hold", "release", "flush", "cancel", "delete")
+    ]
+    as_json = (await run(environ, "queue", "show", delivery_id, "--json")).json()["changes"]
+    assert [(change["verb"], change["status"]) for change in as_json] == [
+        ("delete", "cancelled"), ("cancel", "cancelled"), ("flush", "rendered"), ("release", "rendered"), ("hold", "held"),
+    ]  # fmt: skip
+    assert "cancelled by ann" in (await run(environ, "explain", delivery_id)).output
+
+
+async def changed(environ, verb, *arguments):
+    """Change by hand as ann."""
+    ran = await run(environ, "queue", verb, *arguments, "--as", "ann", "--reason", f"why {verb}")
+    assert ran.code == 0, ran.errors
+
+
+async def test_the_queue_in_the_form_of_mailq(environ, sending, next_hop):
+    """`--mailq` prints what scripts for Postfix read: queue id first in the line, reason in parentheses, the closing count."""
+    assert (await run(environ, "queue", "--mailq")).lines == ["Mail queue is empty"]
+    delivery_id = await deferred(environ, sending, next_hop)
+    await changed(environ, "hold", delivery_id)
+    title, first, reason, recipient, empty, total = (await run(environ, "queue", "--mailq")).lines
+    assert title.startswith("-Queue ID-")
+    assert first.split()[0] == f"{delivery_id}!"
+    assert (reason, recipient.strip(), empty) == ("(why hold)", "a***@e***", "")
+    assert total == "-- 0 Kbytes in 1 Request."
+
+
 @pytest.mark.parametrize("arguments", [(), ("--all", "--domain", "example.org"), ("--id", "x")])
 async def test_a_flush_says_exactly_what_it_means(dsn, arguments):
     """None or several of the choices, or an id that is none, is wrong usage."""

@@ -30,7 +30,7 @@ from mailkeep.store.embedded import start_redis
 HERE = Path(__file__).parent
 API = HERE.parents[1] / "api"
 TOKEN = "0123456789abcdef0123456789abcdef"
-MEASURES = {"host", "in_flight", "pid", "silent_s", "size_bytes", "steps", "version"}
+MEASURES = {"after", "timestamp", "host", "in_flight", "pid", "silent_s", "size_bytes", "steps", "version"}
 """Members that differ from run to run in more than ids (`*_id`) and instants (`*_at`); a reused connection has fewer steps."""
 AT_BIRTH = {DeliveryStatus.RENDERED, DeliveryStatus.SENDING}
 """Statuses that stand for each other: whether a worker is free at that moment decides."""

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from http_kit import DELIVERIES
+from http_kit import DELIVERIES, LOGIN_CODES, login_code
 from smtp_servers import Act, scripted_peer
 from test_cli_queue import EXIT_FAILED, run
 from test_http_changes import WHY, change
@@ -106,3 +106,16 @@ async def test_the_command_line_tells_the_same_beside_and_without_a_service(send
     assert "why       no replica runs" in (await run(environ, "explain", waiting)).lines
     unknown = await run(environ, "explain", "01a20320-0000-7000-8000-000000000000")
     assert (unknown.code, "no delivery has the id" in unknown.errors) == (EXIT_FAILED, True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "chain"), [("de-AT", ["de-AT", "de"]), ("de", ["de"]), ("pt-BR", ["pt-BR", "pt", "en"])]
+)
+async def test_the_locales_that_were_tried_are_told(sending, dsn, asked, chain):
+    """An explanation has the chain of locales from the one asked for to the one used."""
+    body = login_code(locale=asked)
+    delivery_id = (await sending.post(LOGIN_CODES, body, key="code")).json()["delivery_id"]
+    found = (await explained(sending, delivery_id))["template"]
+    assert (found["template_id"], found["locale"], found["locale_chain"]) == ("login-code", chain[-1], chain)
+    shown = await run({"MAIL_POSTGRES_DSN": dsn}, "explain", delivery_id)
+    assert f"login-code in {' > '.join(chain)}, catalog {found['catalog_version']}" in shown.output

@@ -15,6 +15,7 @@ import pytest
 import trustme
 
 from mailkeep.sinkhole.capture import Capture, read_capture_file
+from mailkeep.sinkhole.certificates import Certificates
 from mailkeep.sinkhole.mode_source import FixedModeSource
 from mailkeep.sinkhole.report import Exchange
 from mailkeep.sinkhole.script import parse_mode
@@ -98,10 +99,10 @@ def authority():
 
 @pytest.fixture
 def server_tls(authority):
-    """Make the server's TLS context."""
+    """Make the server's certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
-    return context
+    return Certificates(context)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ async def connected(**changes):
     """A session, and the blocking socket at its other end: what that sends is in the kernel before the loop runs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         hop = hop_to(listener.getsockname()[1], **changes)
-        (place,) = await Lookups(hop).places(hop.addresses[0])
+        (place,) = await Lookups(hop.timers.connect_s, hop.source_address).places(hop.addresses[0])
         session = await connect(hop, place, tls_context(hop), [])
         peer, _ = listener.accept()
         with peer:

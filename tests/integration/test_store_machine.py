@@ -2,11 +2,11 @@
 
 After every step: nothing accepted is lost (I1), a lost claim changes nothing (I4), one key is one delivery (I5), the
 accounts agree (I6), dead letters are the deliveries in `dead_letter` (I7), an ended delivery never changes again, each
-move is one of `core.delivery.TRANSITIONS`, and under `at_most_once` no second claim follows a committed mark (I2).
+move is one of `core.delivery.TRANSITIONS`, each rest has its event and nothing else has one, and under `at_most_once` no second claim follows a committed mark (I2).
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -36,6 +36,7 @@ from mailkeep.core.delivery import (
     DeliveryStatus,
     Guarantee,
 )
+from mailkeep.core.event import EVENT_STATUSES
 from mailkeep.core.outcome import Scope, Severity
 from mailkeep.core.queue import Claim, KeyHolder, Suppressed
 from mailkeep.core.suppression import NewSuppression, SuppressionReason
@@ -45,6 +46,7 @@ from mailkeep.store.suppressions import Suppressions
 
 S = DeliveryStatus
 TABLES = (
+    "events",
     "suppressions",
     "operator_changes",
     "deliveries",
@@ -97,6 +99,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.current: dict[UUID, tuple[UUID, int]] = {}
         self.marked: dict[UUID, int] = {}
         self.gone: set[UUID] = set()
+        self.rests: defaultdict[UUID, set[str]] = defaultdict(set)
 
     def run(self, coroutine: Any) -> Any:
         return self.loop.run(coroutine)
@@ -325,7 +328,8 @@ class QueueMachine(RuleBasedStateMachine):
     async def _look(self) -> dict[UUID, Seen]:
         found = await rows(
             self.store,
-            "SELECT d.*, p.message, l.cause, (SELECT count(*) FROM mail.attempts a WHERE a.delivery_id = d.id) AS recorded"
+            "SELECT d.*, p.message, l.cause, (SELECT count(*) FROM mail.attempts a WHERE a.delivery_id = d.id) AS recorded,"
+            " ARRAY(SELECT DISTINCT e.status FROM mail.events e WHERE e.delivery_id = d.id) AS told"
             " FROM mail.deliveries d LEFT JOIN mail.payloads p ON p.delivery_id = d.id"
             " FULL JOIN mail.dead_letters l ON l.delivery_id = d.id",
         )
@@ -349,6 +353,9 @@ class QueueMachine(RuleBasedStateMachine):
         assert set(self.current) == {key for key, seen in self.seen.items() if seen.status is S.SENDING}
         for key, seen in self.seen.items():
             self._check_row(seen)
+            if seen.status in EVENT_STATUSES:
+                self.rests[key].add(seen.status)
+            assert set(seen.row["told"]) == self.rests[key], "what became of it was told otherwise"
             if key in before:
                 self._check_move(before[key], seen)
             else:

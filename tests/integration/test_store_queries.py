@@ -67,6 +67,9 @@ HOT = {
     "read_suppressions": ("suppressions", "suppressions_id_once"),
     "remove_suppression": ("suppressions", "suppressions_pkey"),
     "delete_old_suppressions": ("suppressions", "suppressions_expiring"),
+    "diagnose_lanes": ("deliveries", "next_hop_class_due_at_idx"),
+    "diagnose_attempts": ("attempts", "pkey"),
+    "diagnose_dead_letters": ("dead_letters", "dead_letters_buried_at"),
 }
 GROWING = re.compile(
     r"(deliveries|payloads|attempts|recipients)(_p\d{8})?|idempotency_keys|dead_letters|suppressions"
@@ -162,6 +165,9 @@ async def _rows_read(connection, name, arguments):
         ("claim_suspect", f"gen_random_uuid(), '{{{HOP},other}}', 262144"),
         ("next_due", f"'{{{HOP},{HOP}}}', 2, '{{auth,relay}}'"),
         ("expire_due", "1000"),
+        ("diagnose_lanes", "15"),
+        ("diagnose_ended", "3600, 150"),
+        ("diagnose_attempts", "3600, 150"),
     ],
 )
 async def test_looking_for_work_reads_few_rows_of_a_long_queue(full, name, arguments):

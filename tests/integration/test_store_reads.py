@@ -68,8 +68,8 @@ BOUNDS = [
     ("read_waiting_hops", "", 20),
     ("read_attempts", f"{NOBODY}, 200", 0),
     ("read_replicas", "500", 0),
-    ("flush", f"'hop0', 'auth', 'epoch', {NOBODY}, NULL, 20", 60),
-    ("flush_one", NOBODY, 0),
+    ("flush", f"'hop0', 'auth', 'epoch', {NOBODY}, NULL, 20, 'ann', 'back'", 60),
+    ("flush_one", f"{NOBODY}, 'ann', 'back'", 0),
 ]
 
 
@@ -181,10 +181,13 @@ async def test_a_flush_meets_each_waiting_row_once(full, monkeypatch):
             "SELECT count(*) FROM mail.deliveries WHERE status = 'rendered' AND recipient_domain = 'd1.org'"
         )
     queue_reads = QueueReads(full)
-    assert await queue_reads.flush(domain="d1.org") == in_d1
-    assert await queue_reads.flush() == waiting - in_d1
-    assert await queue_reads.flush() == 0
+    by = {"actor": "ann", "reason": "back"}
+    assert await queue_reads.flush(domain="d1.org", **by) == in_d1
+    assert await queue_reads.flush(**by) == waiting - in_d1
+    assert await queue_reads.flush(**by) == 0
     async with full.connection() as connection:
         assert (
             await connection.fetchval("SELECT count(*) FROM mail.deliveries WHERE due_at > mail.now()") == 0
         )
+        recorded = "SELECT count(DISTINCT delivery_id) FROM mail.operator_changes WHERE (verb, actor, reason) = ('flush', 'ann', 'back')"
+        assert await connection.fetchval(recorded) == waiting

@@ -12,7 +12,7 @@ from mailkeep.core.outcome import Phase
 from mailkeep.settings import Endpoint, Settings, SettingsError, SmtpTls
 from mailkeep.settings.routes import KEYS, MAX_HOPS, TIMERS, HopAuth
 from mailkeep.smtp.next_hop import AuthMechanism, HopAddress, Timers, TlsMode
-from mailkeep.smtp.routes import DEFAULT_HOP, Routes
+from mailkeep.smtp.routes import DEFAULT_HOP, ReservedDomainError, Routes, may_leave
 from mailkeep.wiring import next_hops
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "route-mail.md"
@@ -419,8 +419,37 @@ def test_the_exact_domain_wins_then_the_longest_wildcard(load, domain, hop):
     assert Routes(next_hops(settings)).next_hop(domain) == hop
 
 
+@pytest.mark.parametrize("domain", ["a.test", "test", "x.example", "mx.invalid", "localhost", "db.localhost"])
+def test_no_reserved_domain_has_a_route(load, domain):
+    """Neither the default hop nor any other takes mail for a reserved domain, with a sinkhole or without."""
+    for environ in ({}, {"MAIL_SINKHOLE_ADDR": "127.0.0.1:2525"}):
+        routes = Routes(next_hops(load(ONE + ADDRESS, MAIL_SMTP_ADDR="127.0.0.1:25", **environ)))
+        with pytest.raises(ReservedDomainError):
+            routes.next_hop(domain)
+        assert [may_leave(domain, hop) for hop in (*routes.hops, "sinkhole")] == [False] * (
+            len(routes.hops) + 1
+        )
+
+
+@pytest.mark.parametrize(
+    ("domain", "hop", "may"),
+    [
+        ("sinkhole.test", "sinkhole", True),
+        ("eu.sinkhole.test", "sinkhole", True),
+        ("sinkhole.test", DEFAULT_HOP, False),
+        ("example.com", DEFAULT_HOP, True),
+        ("latest", DEFAULT_HOP, True),
+        ("mytest.org", DEFAULT_HOP, True),
+    ],
+)
+def test_only_the_sinkhole_takes_what_is_its_own(domain, hop, may):
+    """The sinkhole's domain may go to its hop alone; what only looks reserved may go anywhere."""
+    assert may_leave(domain, hop) is may
+
+
 def test_without_a_sinkhole_nothing_leads_there(load):
-    """Intake refuses its domain then; a route that isn't there is never named."""
+    """Intake refuses its domain then, and so do the routes: it never goes by the default one."""
     settings = load(ONE + ADDRESS, MAIL_SMTP_ADDR="127.0.0.1:25")
-    assert Routes(next_hops(settings)).next_hop("sinkhole.test") == DEFAULT_HOP
+    with pytest.raises(ReservedDomainError):
+        Routes(next_hops(settings)).next_hop("sinkhole.test")
     assert settings.hops[1].addresses[0].endpoint == Endpoint("127.0.0.1", 25)

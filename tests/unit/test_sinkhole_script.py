@@ -12,6 +12,7 @@ from mailkeep.sinkhole.script import (
     UnknownModeError,
     answer,
     describe,
+    draw,
     mode_of,
     parse_mode,
 )
@@ -70,7 +71,23 @@ def test_slow_says_what_a_healthy_server_says(phase: Phase) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["accept", "defer", "defer-3x", "greylist", "accept-then-drop", "421@data", "stall@dot", "slow", "drop"],
+    [
+        "accept",
+        "defer",
+        "defer-3x",
+        "greylist",
+        "accept-then-drop",
+        "421@data",
+        "stall@dot",
+        "slow",
+        "drop",
+        "cert-expired",
+        "no-auth",
+        "drop@tls",
+        "tempfail@rcpt~25%",
+        "bounce~1%",
+        "slow~99%",
+    ],
 )
 def test_a_mode_reads_as_it_is_written(text: str) -> None:
     """Parsing and writing a mode are inverse."""
@@ -90,6 +107,14 @@ def test_a_mode_reads_as_it_is_written(text: str) -> None:
         "drop@",
         "defer-3x@rcpt",
         "x" * 65,
+        "bounce~0%",
+        "bounce~100%",
+        "bounce~5",
+        "accept~5%",
+        "greylist~5%",
+        "defer-3x~5%",
+        "cert-expired~5%",
+        "cert-expired@tls",
     ],
 )
 def test_unknown_modes(text: str) -> None:
@@ -105,6 +130,9 @@ def test_unknown_modes(text: str) -> None:
         ("Bounce+A@Sinkhole.Test", "bounce"),
         ("accept+x@eu.sinkhole.test", "accept"),
         ("accept-then-drop+x@sinkhole.test", "accept-then-drop"),
+        ("drop.dot+x@sinkhole.test", "drop@dot"),
+        ("tempfail.rcpt~5%+x@sinkhole.test", "tempfail@rcpt~5%"),
+        ("defer.rcpt+x@sinkhole.test", "greylist"),
         ("accept+x@example.test", "greylist"),
         ("accept@sinkhole.test", "greylist"),
         ("bob@plus+bounce.sinkhole.test", "greylist"),
@@ -131,6 +159,30 @@ def test_describe() -> None:
     assert describe(parse_mode("accept-then-drop")) == "dot: no reply, then close"
     assert describe(parse_mode("slow@rcpt")) == "rcpt: 250 2.1.5 Ok after 1 s"
     assert describe(parse_mode("bounce")) == "rcpt: 550 5.1.1 No such user here"
+
+
+def test_chance_strikes_below_its_share() -> None:
+    """What is drawn below the share strikes, what is not is spared; without a share everything strikes."""
+    mode = parse_mode("tempfail@rcpt~25%")
+    assert [answer(mode, Phase.RCPT, drawn=drawn).code for drawn in (0.0, 0.2499, 0.25, 0.99)] == [
+        450,
+        450,
+        250,
+        250,
+    ]
+    assert answer(mode, Phase.MAIL).code == 250
+    assert answer(parse_mode("tempfail@rcpt"), Phase.RCPT, drawn=0.99).code == 450
+    assert describe(mode) == "rcpt: 450 4.2.0 Mailbox unavailable, 25 % of the time"
+
+
+def test_draws_follow_from_their_words() -> None:
+    """The same seed and words draw the same number; any other word draws another; the numbers fill the whole range."""
+    assert draw(0, "a", "b") == draw(0, "a", "b")
+    assert len({draw(0, "a"), draw(1, "a"), draw(0, "b"), draw(0, "a", "b"), draw(0, "ab")}) == 5
+    drawn = sorted(draw(0, str(number)) for number in range(1000))
+    assert 0 <= drawn[0] < 0.02
+    assert 0.98 < drawn[-1] < 1
+    assert 0.45 < drawn[500] < 0.55
 
 
 def test_an_action_without_a_code_says_nothing() -> None:

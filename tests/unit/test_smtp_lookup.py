@@ -50,7 +50,7 @@ def lookups(host, limit_s=30.0, **changes):
     """The look-ups of a hop, and its address."""
     address = HopAddress(host, 25)
     hop = NextHop("hop", (address,), timers=Timers(connect_s=limit_s), **changes)
-    return Lookups(hop), address
+    return Lookups(hop.timers.connect_s, hop.source_address), address
 
 
 async def test_a_silent_name_server_holds_up_its_own_hop_only(name_server):

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mailkeep.cli import (
+    dead_letters,
     dkim,
     drill,
     keys,
@@ -20,12 +21,14 @@ from mailkeep.cli import (
     sinkhole,
     suppressions,
     templates,
+    webhooks,
 )
 from mailkeep.cli.classify import classify
 from mailkeep.cli.config import config
-from mailkeep.cli.dead_letters import dead_letters
 from mailkeep.cli.dev import dev
+from mailkeep.cli.doctor import doctor
 from mailkeep.cli.erase import erase
+from mailkeep.cli.events import events
 from mailkeep.cli.explain import explain
 from mailkeep.cli.healthcheck import healthcheck
 from mailkeep.cli.migrate import migrate
@@ -54,12 +57,17 @@ app.command(short_help="Bring the database schema up to date.")(migrate)
 app.command(short_help="Show what is configured, and from where.")(config)
 app.command(short_help="Explain a reply of a mail server.")(classify)
 app.command(short_help="Explain where a delivery stands.")(explain)
+app.command(short_help="Find the cause of an incident.")(doctor)
+app.command(short_help="Read what became of deliveries.")(events)
 app.command(short_help="Erase what is stored of a recipient, on their request.")(erase)
-app.command("dead-letters", short_help="List what was given up.")(dead_letters)
 app.command(short_help="List the processes that share the queue.")(replicas)
 app.command(short_help="Probe a running service; for containers.")(healthcheck)
 app.command(short_help="Send one mail and follow it.")(send)
 app.add_typer(queue.app, name="queue", short_help="Show and flush what waits, on every replica.")
+app.add_typer(
+    dead_letters.app, name="dead-letters", short_help="List what was given up, and send it once more."
+)
+app.add_typer(webhooks.app, name="webhooks", short_help="Show who is told what becomes of mail, and test it.")
 app.add_typer(
     malformed.app, name="malformed", short_help="Look at commands that could not be taken, and replay them."
 )

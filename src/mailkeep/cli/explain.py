@@ -59,7 +59,8 @@ def _lines(found: "Explanation") -> Iterator[tuple[str, str]]:
         yield "rule", f"{last.rule}: {last.severity}, about {last.scope}, at {last.phase}"
     if found.template is not None:
         template = found.template
-        yield "template", f"{template.template_id} in {template.locale}, catalog {template.catalog_version}"
+        locales = " > ".join(template.locale_chain)
+        yield "template", f"{template.template_id} in {locales}, catalog {template.catalog_version}"
     for change in found.changes:
         when = f"{change.changed_at:%Y-%m-%d %H:%M:%S}"
         yield "change", f"{when} {change.verb} by {change.actor}: {change.reason}"

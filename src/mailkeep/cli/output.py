@@ -3,6 +3,7 @@
 Tables are plain text, one row a line, so that they can be searched and cut; nothing in them can steer a terminal.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -54,17 +55,20 @@ def _of_running_dev() -> dict[str, str]:
     return {} if state is None else state.environ
 
 
+def environment(*, find_dev: bool) -> dict[str, str]:
+    """Return the variables of this process; with `find_dev` as `load_settings` has it."""
+    return {**(_of_running_dev() if find_dev else {}), **os.environ}
+
+
 def load_settings(exit_code: int = EXIT_CONFIG, *, find_dev: bool = False) -> "Settings":
     """Return the settings of this environment, or leave with every problem in it.
 
     With `find_dev` a running `mailkeep dev` of this user fills in where its servers are, unless the environment says it.
     """
-    import os
-
     from mailkeep.settings import Settings, SettingsError
 
     try:
-        return Settings.load({**(_of_running_dev() if find_dev else {}), **os.environ})
+        return Settings.load(environment(find_dev=find_dev))
     except SettingsError as fault:
         problems = "\n".join(f"  {problem}" for problem in fault.problems)
         fail(

@@ -7,10 +7,12 @@ from uuid import UUID
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from mailkeep.operator.changes import Why
     from mailkeep.operator.queue import AttemptView, DeliveryView, OperatorQueue, ReplicaView
     from mailkeep.store.postgres import Store
+    from mailkeep.store.reads import StoredChange
 
 USUAL_LIMIT: Final = 100
 USUAL_ROWS: Final = 20
@@ -23,6 +25,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Actor = Annotated[str | None, typer.Option("--as", help="Who does it.", show_default="your login name")]
 
 
 @app.callback()
@@ -40,11 +43,13 @@ def list_queue(
     rule: Annotated[str | None, typer.Option(help="Rule that the last failure matched.")] = None,
     recipient: Annotated[str | None, typer.Option(help="Address of a recipient, whole.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Deliveries to list.")] = USUAL_LIMIT,
+    mailq: Annotated[bool, typer.Option("--mailq", help="Print it as Postfix's mailq does.")] = False,
     as_json: Json = False,
 ) -> None:
     """List what waits, is being sent or is held, the one due longest first; times are UTC.
 
-    For example `mailkeep queue --class auth`, `mailkeep queue show ID`, `mailkeep queue flush --all`.
+    --mailq keeps the form that scripts for Postfix know: `*` behind an id is being sent, `!` is held, and where mailq has
+    the sender stands the source. For example `mailkeep queue --class auth`, `mailkeep queue show ID`, `mailkeep queue flush --all`.
     """
     if context.invoked_subcommand is not None:
         return
@@ -67,6 +72,8 @@ def list_queue(
     shown = found[:limit]
     if as_json:
         print_json(shown)
+    elif mailq:
+        print("\n".join(map(printable, _as_mailq(shown))))
     elif not shown:
         print("The queue is empty." if not _filtered(context) else "Nothing in the queue matches.")
     else:
@@ -83,22 +90,31 @@ def show(
     *,
     as_json: Json = False,
 ) -> None:
-    """Show one delivery with its attempts and their SMTP dialogs."""
+    """Show one delivery with its attempts and their SMTP dialogs, and who changed it by hand, when and why."""
     from mailkeep.cli._store import ask
     from mailkeep.cli.output import fail, print_json, printable
 
-    async def both(queue: "OperatorQueue") -> "tuple[DeliveryView | None, tuple[AttemptView, ...]]":
-        return await queue.delivery(delivery_id), await queue.attempts(delivery_id) or ()
+    async def all_of_it(
+        queue: "OperatorQueue",
+    ) -> "tuple[DeliveryView | None, tuple[AttemptView, ...], tuple[StoredChange, ...]]":
+        return (
+            await queue.delivery(delivery_id),
+            await queue.attempts(delivery_id) or (),
+            await queue.changes(delivery_id),
+        )
 
-    delivery, attempts = ask(both)
+    delivery, attempts, changes = ask(all_of_it)
     if delivery is None:
         fail(f"no delivery has the id {delivery_id}")
     if as_json:
-        print_json({"delivery": delivery, "attempts": attempts})
+        print_json({"delivery": delivery, "attempts": attempts, "changes": changes})
         return
     for name, value in _facts(delivery):
         if value is not None:
             print(f"{name:<13} {printable(str(value))}")
+    for change in reversed(changes):
+        words = f"{_instant(change.changed_at)} {change.verb} by {change.actor}: {change.reason}"
+        print(f"{'change':<13} {printable(words)}")
     for attempt in attempts:
         print("\n".join(map(printable, describe_attempt(attempt))))
 
@@ -111,19 +127,25 @@ def flush(
     next_hop: Annotated[str | None, typer.Option(help="Those of a next hop.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that failed before and wait.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Probe next hops that are out at once.")] = False,
+    reason: Annotated[str, typer.Option(help="Why; recorded with your name.")] = "flushed",
+    actor: Actor = None,
     as_json: Json = False,
 ) -> None:
     """Make waiting deliveries due now, on every replica.
 
-    Scheduled mail that was never tried keeps its time unless it is named by its id.
+    Scheduled mail that was never tried keeps its time unless it is named by its id. For example
+    `mailkeep queue flush --domain example.org --reason 'their server is back'`.
     """
     from mailkeep.cli._store import ask
     from mailkeep.cli.output import fail, print_json
 
     if sum(map(bool, (delivery_id, domain, next_hop, everything))) != 1:
         raise typer.BadParameter("give exactly one of --id, --domain, --next-hop and --all")
+    why = _why(reason, actor)
     flushed = ask(
-        lambda queue: queue.flush(delivery_id=delivery_id, domain=domain, next_hop=next_hop, force=force)
+        lambda queue: queue.flush(
+            delivery_id=delivery_id, domain=domain, next_hop=next_hop, force=force, why=why
+        )
     )
     if delivery_id is not None and not flushed:
         fail(f"{delivery_id} is not waiting; see `mailkeep queue show {delivery_id}`")
@@ -163,7 +185,6 @@ def shape(
 
 Ids = Annotated[list[UUID], typer.Argument(metavar="ID…", help="Deliveries.")]
 Reason = Annotated[str, typer.Option(help="Why; recorded with your name.")]
-Actor = Annotated[str | None, typer.Option("--as", help="Who does it.", show_default="your login name")]
 
 
 @app.command()
@@ -234,10 +255,6 @@ def _change(
     key: str | None = None,
     as_json: bool,
 ) -> None:
-    import getpass
-
-    import msgspec
-
     from mailkeep.cli._store import ask_store
     from mailkeep.cli.output import fail, print_json
     from mailkeep.operator.changes import (
@@ -245,15 +262,11 @@ def _change(
         KeyTakenError,
         NoSuchDeliveryError,
         OperatorVerbs,
-        Why,
         WrongStatusError,
     )
     from mailkeep.store.changes import Verb
 
-    try:
-        why = msgspec.convert({"actor": actor or getpass.getuser(), "reason": reason}, Why)
-    except msgspec.ValidationError as fault:
-        raise typer.BadParameter(str(fault)) from None
+    why = _why(reason, actor)
 
     async def run(store: "Store") -> tuple[list[Changed], list[str]]:
         verbs = OperatorVerbs(store)
@@ -281,6 +294,19 @@ def _change(
         fail("\n".join(refused))
 
 
+def _why(reason: str, actor: str | None) -> "Why":
+    import getpass
+
+    import msgspec
+
+    from mailkeep.operator.changes import Why
+
+    try:
+        return msgspec.convert({"actor": actor or getpass.getuser(), "reason": reason}, Why)
+    except msgspec.ValidationError as fault:
+        raise typer.BadParameter(str(fault)) from None
+
+
 def describe_attempt(attempt: "AttemptView") -> "Iterator[str]":
     """Yield the lines that tell what an attempt did: one for its outcome, one for each step of the dialog."""
     reply = " ".join(str(part) for part in (attempt.code, attempt.enhanced, attempt.reply) if part)
@@ -300,6 +326,25 @@ def describe_attempt(attempt: "AttemptView") -> "Iterator[str]":
         yield f"  {step.at_ms:>8.0f} ms  {step.phase:<8}  {said}{step.reply or 'no reply'}"
 
 
+def _as_mailq(views: "Sequence[DeliveryView]") -> "Iterator[str]":
+    """Yield the lines of mailq: id, size, arrival and source, the reason in parentheses, each recipient that is still open."""
+    if not views:
+        yield "Mail queue is empty"
+        return
+    yield "-Queue ID-                             --Size-- ----Arrival Time---- -Source/Recipient-------"
+    for view in views:
+        mark = {"sending": "*", "held": "!"}.get(view.status, " ")
+        yield f"{view.delivery_id}{mark} {view.size_bytes:>9} {view.accepted_at:%a %b %e %H:%M:%S}  {view.source}"
+        if view.reason:
+            yield f"({view.reason})"
+        for recipient in view.recipients:
+            if recipient.state == "open":
+                yield f"{'':<69}{recipient.address or 'erased'}"
+        yield ""
+    kilobytes = sum(view.size_bytes for view in views) // 1024
+    yield f"-- {kilobytes} Kbytes in {len(views)} Request{'' if len(views) == 1 else 's'}."
+
+
 def _outages(replicas: "Iterable[ReplicaView]") -> "Iterator[str]":
     """Yield a line for each next hop that is out for a live replica."""
     from mailkeep.operator.queue import route_facts
@@ -315,7 +360,7 @@ def _outages(replicas: "Iterable[ReplicaView]") -> "Iterator[str]":
 
 
 def _filtered(context: typer.Context) -> bool:
-    return any(value for name, value in context.params.items() if name not in ("limit", "as_json"))
+    return any(value for name, value in context.params.items() if name not in ("limit", "mailq", "as_json"))
 
 
 def _row(view: "DeliveryView") -> tuple[object, ...]:

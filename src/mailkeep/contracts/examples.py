@@ -29,6 +29,7 @@ SUPPRESSION_ID: Final = "01a20320-a21b-7f3d-8a40-6c95e0d7b218"
 RESEND_KEY: Final = "ticket-77"
 WHY: Final = {"reason": "wrong price in it", "actor": "ann"}
 FLUSH: Final = f"{ROOT}/queue/flush"
+REDRIVE: Final = f"{ROOT}/dead-letters/redrive"
 SUPPRESSIONS: Final = f"{ROOT}/suppressions"
 _REQUESTED_AT_MS: Final = 1_795_348_799_888
 _IN_2100_MS: Final = 4_102_444_800_000
@@ -386,6 +387,17 @@ REFUSED: Final[dict[str, tuple[Exchange, ...]]] = {
             body=WHY,
         ),
     ),
+    "RefusedRedrive": (
+        _refused(
+            "A cause that there is not",
+            FailureCode.INVALID_FIELD,
+            "cause: must be one of: ladder_exhausted, poison, operator",
+            field="cause",
+            method="POST",
+            path=REDRIVE,
+            body={"reason": "the relay is back", "cause": "relay"},
+        ),
+    ),
     "RefusedFlush": (
         _refused(
             "Two filters at once",
@@ -511,6 +523,26 @@ _SUPPRESSION: Final[dict[str, Any]] = {
 }
 
 
+_EVENT: Final[dict[str, Any]] = {
+    "event_id": f"evt_{BOUNCED_ID}_42",
+    "type": "delivery.failed",
+    "timestamp": _ENDED_AT,
+    "data": {
+        "delivery_id": BOUNCED_ID,
+        "status": "failed",
+        "source": "api",
+        "class": "transactional",
+        "attempts": 1,
+        "accepted_at": _BEGAN_AT,
+        "idempotency_key": None,
+        "parent_id": None,
+        "template_id": None,
+        "rule": "rcpt_mailbox_gone",
+        "cause": None,
+    },
+}
+
+
 def _taken(name: str, summary: str, delivery_id: str, status: str, **request: Any) -> Exchange:  # noqa: ANN401 - the members of Exchange
     return Exchange(
         name=name, summary=summary, answer={"delivery_id": delivery_id, "status": status}, **request
@@ -615,6 +647,34 @@ TAKEN: Final[dict[str, tuple[Exchange, ...]]] = {
     ),
     "listDeadLetters": (
         Exchange(name="none", summary="No dead letter", answer={"deliveries": [], "cursor": None}),
+    ),
+    "redriveDeadLetters": (
+        Exchange(
+            name="dry_run",
+            summary="What would be sent once more: nothing",
+            body={
+                "reason": "the relay is back",
+                "actor": "ann",
+                "cause": "ladder_exhausted",
+                "dry_run": True,
+            },
+            answer={
+                "redriven": 0,
+                "resent_before": 0,
+                "erased": 0,
+                "last_due_in_s": 0.0,
+                "deliveries": [],
+                "cursor": None,
+            },
+        ),
+    ),
+    "listEvents": (
+        Exchange(
+            name="failed",
+            summary="A mail that was refused for good",
+            query={"type": "delivery.failed"},
+            answer={"events": [_EVENT], "after": "3f2a-2a"},
+        ),
     ),
     "listMalformedCommands": (
         Exchange(

@@ -45,6 +45,7 @@ from mailkeep.operator.api import (
     DESCRIPTION,
     ROOT,
     AttemptList,
+    EventParameters,
     FlushAnswer,
     FlushRequest,
     ListParameters,
@@ -54,9 +55,11 @@ from mailkeep.operator.api import (
     SuppressionParameters,
 )
 from mailkeep.operator.changes import Changed, Why
+from mailkeep.operator.events import EventPage
 from mailkeep.operator.explain import Explanation
 from mailkeep.operator.malformed import MalformedPage
 from mailkeep.operator.queue import DeliveryPage, DeliveryView
+from mailkeep.operator.redrive import RedriveAnswer, RedriveRequest
 from mailkeep.operator.suppressions import SuppressionPage
 from mailkeep.store.changes import Verb
 from mailkeep.store.suppressions import Suppression
@@ -71,7 +74,7 @@ _INFO: Final = {
     "description": """\
 At `MAIL_INTERNAL_HTTP_ADDR`. Bodies are UTF-8 JSON (RFC 8259) as `application/json`, not compressed; a member that is not known
 or stands twice is refused, and an integer is written without fraction or exponent. A query parameter that is not known or
-stands twice (but for `status`) is refused.
+stands twice (but for `status` and `type`) is refused.
 
 What is refused is answered with a problem document (RFC 9457), which repeats no value of the request; its `type` and `code` are
 stable. Any path answers 404 where there is nothing, and 405 with `Allow` to methods that are not described here; `GET`
@@ -151,6 +154,7 @@ _REFUSED: Final = {
     "RefusedResend": Refused(
         422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD, _F.IDEMPOTENCY_CONFLICT)
     ),
+    "RefusedRedrive": Refused(422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD)),
     "RefusedFlush": Refused(422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD)),
     "InternalError": Refused(500, (_H.INTERNAL_ERROR,)),
     "Unavailable": Refused(503, (_H.UNAVAILABLE, _H.OVERLOADED)),
@@ -295,6 +299,28 @@ CALLS: Final = {
         gives=shape_of(DeliveryPage),
         refused=_READING,
     ),
+    "redriveDeadLetters": Call(
+        method="post",
+        path=f"{ROOT}/dead-letters/redrive",
+        tag="queue",
+        summary="Send dead letters once more",
+        description="Each becomes a delivery of source `operator_resend`, due one after the other at the rate. What was resent "
+        "before is left out unless it is forced, so that the call may be repeated; `cursor` goes on after it.",
+        takes=RedriveRequest.__name__,
+        gives=shape_of(RedriveAnswer),
+        refused=(*_WRITING, "RefusedRedrive"),
+    ),
+    "listEvents": Call(
+        method="get",
+        path=f"{ROOT}/events",
+        tag="queue",
+        summary="Read what became of deliveries",
+        description="From the oldest event on, or after a cursor; none is ever missed or told in between later. A page may be "
+        "short, even empty: ask again, with its `after`. Events live as long as their deliveries. Webhooks are told the same.",
+        parameters=_query(EventParameters),
+        gives=shape_of(EventPage),
+        refused=_READING,
+    ),
     "listMalformedCommands": Call(
         method="get",
         path=f"{ROOT}/malformed-commands",
@@ -365,6 +391,9 @@ _SHAPES: Final = (
     ReplicaList,
     Why,
     Changed,
+    RedriveRequest,
+    RedriveAnswer,
+    EventPage,
     FlushRequest,
     FlushAnswer,
     SuppressionPage,

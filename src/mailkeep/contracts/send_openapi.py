@@ -224,7 +224,7 @@ def send_openapi() -> Schema:
     return {
         "openapi": "3.1.0",
         "info": _INFO,
-        "servers": [{"url": "http://127.0.0.1:8025", "description": "For example, `MAIL_SEND_HTTP_ADDR`."}],
+        "servers": [{"url": "http://127.0.0.1:8081", "description": "For example, `MAIL_SEND_HTTP_ADDR`."}],
         "security": [{"token": []}],
         "tags": [{"name": "send", "description": "What is answered 200 is durable."}],
         "paths": paths_of(CALLS, _PARTS),

@@ -30,7 +30,15 @@ from mailkeep.core.command import (
     Payload,
     PayloadMode,
 )
-from mailkeep.core.delivery import Certainty, DeliveryClass, DeliveryStatus, Guarantee, Source
+from mailkeep.core.delivery import (
+    DEAD_LETTER_CAUSES,
+    Certainty,
+    DeliveryClass,
+    DeliveryStatus,
+    Guarantee,
+    Source,
+)
+from mailkeep.core.event import EVENT_STATUSES, EVENT_TYPES, Event, EventData
 from mailkeep.core.malformed import Intake
 from mailkeep.core.outcome import Phase, Scope, Severity
 from mailkeep.core.queue import HopOut
@@ -41,6 +49,7 @@ from mailkeep.intake.commands import MAX_AGE_S
 from mailkeep.intake.http import MAX_COMMANDS, BatchRequest, LoginCodeAnswer
 from mailkeep.intake.problems import URN, HttpCode, Problem
 from mailkeep.operator.api import (
+    EventParameters,
     FlushRequest,
     ListParameters,
     MalformedParameters,
@@ -58,6 +67,7 @@ from mailkeep.operator.queue import (
     ReplicaView,
     RouteFacts,
 )
+from mailkeep.operator.redrive import RedriveRequest
 from mailkeep.store.changes import Verb
 from mailkeep.store.reads import StoredChange
 
@@ -238,6 +248,32 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
         "cursor": {"description": "`cursor` of the page before."},
     },
     RemovalParameters: {"actor": saying("Who.", **_ONE_LINE), "note": saying("Why.", **_ONE_LINE)},
+    RedriveRequest: {
+        "reason": _ONE_LINE,
+        "actor": saying("Who does it; a name that your people know.", **_ONE_LINE),
+        "cause": one_of(DEAD_LETTER_CAUSES),
+        "rule": {"description": "The rule that its last failed attempt matched."},
+        "domain": {"description": "Of the first recipient."},
+        "class": one_of(DeliveryClass),
+        "source": one_of(Source),
+        "since": {"description": "Buried at this instant or later; with an offset."},
+        "until": {"description": "Buried before this instant; with an offset."},
+        "limit": {"description": "Deliveries to make."},
+        "rate_per_s": {"description": "How many of them are due in a second."},
+        "wait_s": {"description": "When the first of them is due, in seconds from now."},
+        "cursor": {"description": "`cursor` of the answer before."},
+    },
+    EventParameters: {
+        "type": saying("May be repeated.", items={"type": "string", **one_of(EVENT_TYPES)}),
+        "after": saying("`after` of the page before.", **whole("[0-9a-f]{1,16}-[0-9a-f]{1,16}")),
+    },
+    Event: {"type": one_of(EVENT_TYPES), "timestamp": {"format": "date-time"}},
+    EventData: {
+        "status": one_of(status for status in DeliveryStatus if status in EVENT_STATUSES),
+        "source": one_of(Source),
+        "class": one_of(DeliveryClass),
+        "cause": one_of(DEAD_LETTER_CAUSES),
+    },
     FlushRequest: {
         "domain": {"description": "Of the first recipient."},
         "next_hop": {"description": "By its name."},

@@ -87,6 +87,11 @@ def check_printable(text: str) -> None:
         raise AddressError("contains a control character or line break")
 
 
+def domain_of(address: str) -> str:
+    """Return the domain of an address as it is compared: in lower case, without the dot of the root."""
+    return address.rpartition("@")[2].lower().rstrip(".")
+
+
 def is_reserved(domain: str) -> bool:
     """Whether `domain` (lower case) is reserved for tests and documentation by RFC 2606 / RFC 6761."""
     return f".{domain}".endswith(RESERVED_SUFFIXES)

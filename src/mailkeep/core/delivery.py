@@ -90,6 +90,7 @@ TERMINAL: Final = frozenset(
         DeliveryStatus.CANCELLED,
     }
 )
+DEAD_LETTER_CAUSES: Final = ("ladder_exhausted", "poison", "operator")
 WAITING: Final = frozenset({DeliveryStatus.QUEUED, DeliveryStatus.RENDERED})
 
 _S = DeliveryStatus

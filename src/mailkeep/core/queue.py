@@ -39,6 +39,9 @@ class NewDelivery(msgspec.Struct):
     template_id: str | None = None
     catalog_version: str | None = None
     locale: str | None = None
+    locale_chain: str | None = (
+        None  # the locales tried, separated by spaces; None where the one asked for was there
+    )
     supersede_hash: bytes | None = None
     parent_id: UUID | None = None
     traceparent: str | None = None

@@ -16,19 +16,24 @@ from typing import Final, TextIO
 import msgspec
 
 from mailkeep.dev.state import STATE_FILE, DevState
+from mailkeep.intake.listener import HttpListener
 from mailkeep.settings import Environment, Settings
+from mailkeep.sinkhole.api import SinkholeApi
 from mailkeep.sinkhole.mode_source import FileModeSource, write_mode_file
 from mailkeep.sinkhole.report import Exchange, readable
 from mailkeep.sinkhole.script import parse_mode
 from mailkeep.sinkhole.server import Sinkhole
+from mailkeep.sinkhole.transcripts import Transcripts
 from mailkeep.store.embedded import start_postgres, start_redis
 from mailkeep.wiring import Service
 
 MODE_FILE: Final = "sinkhole-mode"
 SINKHOLE_LOG: Final = "sinkhole.log"
 SINKHOLE_PORT: Final = 2525
+SINKHOLE_HTTP_PORT: Final = 8025
+STOP_HTTP_S: Final = 2.0
 HTTP_PORT: Final = 8080
-SEND_PORT: Final = 8025
+SEND_PORT: Final = 8081
 LADDER: Final = "1s, 3s, 10s, 1m, 5m"
 """Short waits: whoever tries things out wants to see a retry, not to wait half an hour for it."""
 
@@ -48,7 +53,7 @@ async def development(
 ) -> AsyncIterator[DevEnvironment]:
     """Run the development environment under `data_dir`; everything is stopped at the end.
 
-    Ports: 8080, 8025 and 2525 unless they are taken or `any_port` is set; then free ones. Raises `EmbeddedError`,
+    Ports: 8080, 8081, 2525 and 8025 unless they are taken or `any_port` is set; then free ones. Raises `EmbeddedError`,
     `SettingsError`, `StartError`.
     """
     async with AsyncExitStack() as stack:
@@ -61,10 +66,17 @@ async def development(
         write_mode_file(mode_file, parse_mode("accept"))
         answers = stack.enter_context((data_dir / SINKHOLE_LOG).open("a", encoding="utf-8"))
         sinkhole = Sinkhole(
-            FileModeSource(mode_file, notice=lambda _text: None), observe=functools.partial(_write, answers)
+            FileModeSource(mode_file, notice=lambda _text: None),
+            transcripts=Transcripts(),
+            observe=functools.partial(_write, answers),
         )
         await _start_sinkhole(sinkhole, 0 if any_port else SINKHOLE_PORT)
         stack.push_async_callback(sinkhole.stop)
+        looks = HttpListener(
+            SinkholeApi(sinkhole), "127.0.0.1", _free_port(0 if any_port else SINKHOLE_HTTP_PORT)
+        )
+        await looks.start()
+        stack.push_async_callback(looks.stop, STOP_HTTP_S)
         settings = Settings.load(
             {
                 "MAIL_POSTGRES_DSN": postgres.dsn,
@@ -95,6 +107,7 @@ async def development(
             sinkhole_port=sinkhole.port,
             mode_file=str(mode_file),
             redis_socket=str(redis.socket) if redis else None,
+            sinkhole_url=f"http://127.0.0.1:{looks.port}",
         )
         state_file = data_dir / STATE_FILE
         state_file.write_bytes(msgspec.json.format(msgspec.json.encode(state)))

@@ -47,6 +47,7 @@ def _introduce(console: Console, state: DevState, data_dir: Path) -> None:
     console.print(
         f"  Sinkhole   127.0.0.1:{state.sinkhole_port} (takes all mail; nothing leaves this machine)"
     )
+    console.print(f"  Its inbox  {state.sinkhole_url}/messages")
     console.print(f"  PostgreSQL {state.postgres_dsn}", markup=False, soft_wrap=True)
     console.print(f"  Redis      {state.redis_socket or 'not found: stream intake is off'}")
     console.print(f"  Log        {data_dir / 'mailkeep.log'}; of the sinkhole: {data_dir / SINKHOLE_LOG}\n")
@@ -68,8 +69,10 @@ def _explain(console: Console, state: DevState, data_dir: Path, sends: Endpoint 
         '    -d \'{"from":"you@sinkhole.test","to":["friend@sinkhole.test"],"subject":"Hello","text":"It works."}\'\n\n'
         "Look at the queue, and make the next hop refuse mail for a while:\n\n"
         f"  {mailkeep} queue\n"
-        f"  {mailkeep} sinkhole mode defer --mode-file {state.mode_file}\n"
-        f"  {mailkeep} sinkhole mode accept --mode-file {state.mode_file} && {mailkeep} queue flush --all\n\n"
+        f"  {mailkeep} sinkhole mode defer\n"
+        f"  {mailkeep} sinkhole mode accept && {mailkeep} queue flush --all\n\n"
+        "See what arrived:\n\n"
+        f"  {mailkeep} sinkhole inbox\n\n"
         "Ctrl-C stops everything; what is queued is there again at the next start.",
         markup=False,
         highlight=False,

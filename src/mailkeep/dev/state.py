@@ -19,14 +19,17 @@ class DevState(msgspec.Struct, frozen=True):
     sinkhole_port: int
     mode_file: str
     redis_socket: str | None = None
+    sinkhole_url: str | None = None  # of its HTTP API
 
     @property
     def environ(self) -> dict[str, str]:
         """What other commands need in their environment to find it."""
         redis = {"MAIL_REDIS_MASTER_ADDR": self.redis_socket} if self.redis_socket else {}
+        sinkhole = {"MAIL_SINKHOLE_URL": self.sinkhole_url} if self.sinkhole_url else {}
         return {
             "MAIL_POSTGRES_DSN": self.postgres_dsn,
             **redis,
+            **sinkhole,
             "MAIL_INTERNAL_HTTP_ADDR": f"{self.http_host}:{self.http_port}",
         }
 

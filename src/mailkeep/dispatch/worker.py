@@ -17,6 +17,7 @@ from uuid import UUID
 
 import structlog
 
+from mailkeep.core.address import domain_of
 from mailkeep.core.decide import decide
 from mailkeep.core.delivery import (
     AttemptStatus,
@@ -37,10 +38,11 @@ from mailkeep.faults import FaultPoint, armed, reach
 from mailkeep.smtp.envelope import Envelope
 from mailkeep.smtp.next_hop import NextHop
 from mailkeep.smtp.pool import Pool
+from mailkeep.smtp.routes import may_leave
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
 from mailkeep.store.sealing import SealedError
-from mailkeep.telemetry import tracing
+from mailkeep.telemetry import metrics, tracing
 
 HELD_PER_WORKER: Final = 8
 """Claims held in memory for each worker: enough that none idles while the next batch is claimed."""
@@ -54,6 +56,7 @@ RECORDING_MARGIN_S: Final = 2.0
 """Kept at the end of a shutdown for recording what the last attempts brought."""
 
 CLAIM_LOST: Final = "claim_lost"
+RESERVED_DOMAIN: Final = "reserved_domain"
 
 
 class ClaimFence:
@@ -306,6 +309,12 @@ class AttemptWorkerPool:
             for ordinal, address in enumerate(claim.recipients)
             if claim.recipient_states[ordinal] == RecipientState.OPEN
         )
+        if not all(may_leave(domain_of(address), claim.next_hop) for _, address in recipients):
+            self._log.error(
+                "reserved domain refused at its route", delivery_id=str(claim.id), next_hop=claim.next_hop
+            )
+            metrics.count(metrics.RESERVED_DOMAIN, (("route",),))
+            return _not_to_leave(claim)
         envelope = Envelope(
             delivery_id=str(claim.id),
             sender=claim.sender,
@@ -429,13 +438,26 @@ def _interrupted(claim: Claim, rule: str, *, after_dot: bool) -> Outcome:
 
 
 def _no_content(claim: Claim) -> Outcome:
+    return _unsendable(claim, "no_content", "its content is no longer stored")
+
+
+def _not_to_leave(claim: Claim) -> Outcome:
+    # Whole, not recipient by recipient: nothing that intake takes mixes reserved domains with others.
+    return _unsendable(
+        claim,
+        RESERVED_DOMAIN,
+        "a recipient's domain is reserved (RFC 2606) and must not leave by this next hop",
+    )
+
+
+def _unsendable(claim: Claim, rule: str, text: str) -> Outcome:
     return uniform(
         _open_ordinals(claim),
-        Verdict(Severity.PERMANENT, Scope.MESSAGE, "no_content"),
+        Verdict(Severity.PERMANENT, Scope.MESSAGE, rule),
         status=AttemptStatus.RENDER_FAILED,
         certainty=Certainty.NOT_DELIVERED,
         phase=Phase.RENDER,
-        text="its content is no longer stored",
+        text=text,
     )
 
 

@@ -1,5 +1,6 @@
 """What a drill reports: its steps in order, each with what was seen, for people, for programs and for CI (JUnit XML)."""
 
+import re
 from collections.abc import Callable
 from typing import Final
 from xml.etree import ElementTree as ET
@@ -11,6 +12,9 @@ from mailkeep.core.redact import mask_addresses
 HELD: Final = "held"
 FAILED: Final = "failed"
 SKIPPED: Final = "skipped"
+
+
+_NOT_IN_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -44,6 +48,11 @@ def readable(step: Step) -> str:
     return f"{mark} {step.name:<28} {step.took_s:6.1f} s  {mask_addresses(step.seen)}"
 
 
+def _shown(step: Step) -> str:
+    """Return what was seen, addresses masked, as XML can hold it: a command's output may have any character (XML 1.0, 2.2)."""
+    return _NOT_IN_XML.sub(lambda found: ascii(found[0])[1:-1], mask_addresses(step.seen))
+
+
 def junit(report: Report) -> bytes:
     """Return the report as JUnit XML, one test case a step."""
     failures = sum(step.result == FAILED for step in report.steps)
@@ -52,6 +61,7 @@ def junit(report: Report) -> bytes:
         name=f"mailkeep drill {report.drill}",
         tests=str(len(report.steps)),
         failures=str(failures),
+        errors="0",  # readers of the older kinds ask for it
         skipped=str(sum(step.result == SKIPPED for step in report.steps)),
         time=f"{sum(step.took_s for step in report.steps):.3f}",
     )
@@ -60,10 +70,10 @@ def junit(report: Report) -> bytes:
             suite, "testcase", classname=report.drill, name=step.name, time=f"{step.took_s:.3f}"
         )
         if step.result == FAILED:
-            ET.SubElement(case, "failure", message=mask_addresses(step.seen))
+            ET.SubElement(case, "failure", type="StepFailed", message=_shown(step))
         elif step.result == SKIPPED:
             ET.SubElement(case, "skipped")
         else:
-            ET.SubElement(case, "system-out").text = mask_addresses(step.seen)
+            ET.SubElement(case, "system-out").text = _shown(step)
     document: bytes = ET.tostring(suite, encoding="utf-8", xml_declaration=True)
     return document

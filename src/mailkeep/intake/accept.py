@@ -36,7 +36,7 @@ from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.dispatch.worker import AttemptWorkerPool
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.intake.signing import Signer
-from mailkeep.smtp.routes import Routes
+from mailkeep.smtp.routes import ReservedDomainError, Routes
 from mailkeep.store.errors import StoreError, StoreRefusedError, StoreUnavailableError
 from mailkeep.store.group_commit import GroupCommit, OverloadedError
 from mailkeep.store.postgres import Store, Stored
@@ -246,6 +246,9 @@ class Accept:
             template_id=rendered.template_id if rendered else None,
             catalog_version=rendered.catalog_version if rendered else None,
             locale=rendered.locale if rendered else None,
+            locale_chain=" ".join(rendered.locale_chain)
+            if rendered and len(rendered.locale_chain) > 1
+            else None,
             supersede_hash=self._supersede_hash(command),
             parent_id=content.original_id if isinstance(content, BounceContent) else None,
             traceparent=traceparent,
@@ -315,7 +318,15 @@ class Accept:
         return _instant(min(int((begins_s + expires_in_s) * 1000), EPOCH_MS_MAX))
 
     def _next_hop(self, recipients: Sequence[Mailbox]) -> str:
-        hops = {self._routes.next_hop(mailbox.domain) for mailbox in recipients}
+        try:
+            hops = {self._routes.next_hop(mailbox.domain) for mailbox in recipients}
+        except ReservedDomainError as fault:
+            # The second wall: validation and routes are built from the same settings, and must not part ways.
+            raise CommandError(
+                FailureCode.RESERVED_DOMAIN,
+                "payload.to",
+                f"the domain {fault} is reserved and has no route here",
+            ) from None
         if len(hops) > 1:
             # A transaction is with one server: sending these by the way of the first would take them to the wrong one.
             raise CommandError(

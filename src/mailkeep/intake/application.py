@@ -35,7 +35,7 @@ from mailkeep.intake.problems import (
     problem_of,
 )
 from mailkeep.store.group_commit import OverloadedError
-from mailkeep.telemetry import tracing
+from mailkeep.telemetry import metrics, tracing
 
 ENCODED_SHARE: Final = 1.4
 """Bytes of JSON for each byte of the finished message: attachments come in base64 and go out in it, with line ends."""
@@ -162,6 +162,9 @@ class HttpApplication:
         problem = problem_of(fault)
         if problem.code == HttpCode.INTERNAL_ERROR:
             self.complain(fault)
+        elif problem.code == FailureCode.RESERVED_DOMAIN:
+            self._log.warning("request for a reserved domain refused", field=problem.field)
+            metrics.count(metrics.RESERVED_DOMAIN, (("http",),))
         return problem
 
     def complain(self, fault: Exception) -> None:

@@ -195,6 +195,9 @@ class CommandIntake:
                 delivery_id=record.delivery_id,
                 source=record.source,
             )
+            if record.failure_code == FailureCode.RESERVED_DOMAIN:
+                log.warning("command for a reserved domain refused", at=record.intake)
+                metrics.count(metrics.RESERVED_DOMAIN, ((record.intake,),))
             if record.intake is Intake.STREAM:
                 log.warning("stream command rejected")
             else:

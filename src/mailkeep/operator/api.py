@@ -43,9 +43,11 @@ from mailkeep.operator.changes import (
     Why,
     WrongStatusError,
 )
+from mailkeep.operator.events import MAX_EVENTS, EventPage, OperatorEvents
 from mailkeep.operator.explain import Explanation, OperatorExplain
 from mailkeep.operator.malformed import MalformedPage, OperatorMalformed
 from mailkeep.operator.queue import (
+    FLUSHED,
     MAX_PAGE,
     AttemptView,
     DeliveryPage,
@@ -54,6 +56,7 @@ from mailkeep.operator.queue import (
     OperatorQueue,
     ReplicaView,
 )
+from mailkeep.operator.redrive import OperatorRedrive, RedriveAnswer, RedriveRequest
 from mailkeep.operator.suppressions import OperatorSuppressions, SuppressionPage
 from mailkeep.store.changes import Verb
 from mailkeep.store.errors import StoreUnavailableError
@@ -112,18 +115,31 @@ class RemovalParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     note: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REASON_CHARS)] = "removed over HTTP"
 
 
+class EventParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The query parameters of a page of events; `type` may be given several times."""
+
+    type: tuple[str, ...] = ()
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_EVENTS)] = USUAL_PAGE
+    after: str | None = None
+
+
 class NoParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of what takes none."""
 
 
 class FlushRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to make due now: exactly one of the first four. With `force` next hops that are out are probed at once."""
+    """What to make due now: exactly one of the first four. With `force` next hops that are out are probed at once.
+
+    `actor` and `reason` are recorded with each delivery that it makes due.
+    """
 
     delivery_id: UUID | None = None
     domain: str | None = None
     next_hop: str | None = None
     all: bool = False
     force: bool = False
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REASON_CHARS)] = FLUSHED.reason
+    actor: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ACTOR_CHARS)] = FLUSHED.actor
 
 
 class FlushAnswer(msgspec.Struct, frozen=True):
@@ -145,8 +161,10 @@ class ReplicaList(msgspec.Struct, frozen=True):
 
 
 _NUMBERS: Final = frozenset({"limit"})
+_REPEATED: Final = frozenset({"status", "type"})
 _DIGITS: Final = re.compile(r"[0-9]{1,9}")
 _ENCODER: Final = msgspec.json.Encoder()
+_REDRIVE: Final = msgspec.json.Decoder(RedriveRequest)
 _FLUSH: Final = msgspec.json.Decoder(FlushRequest)
 _WHY: Final = msgspec.json.Decoder(Why)
 _REPLAYED: Final = {"idempotent-replayed": "true"}
@@ -156,13 +174,7 @@ def operator_api(
     store: Store, description: bytes, ladders: Mapping[DeliveryClass, tuple[float, ...]]
 ) -> Starlette:
     """Return the application over `store`; `description` is the OpenAPI document that it serves."""
-    api = _OperatorApi(
-        OperatorQueue(store),
-        OperatorMalformed(store),
-        OperatorVerbs(store),
-        OperatorExplain(store, ladders),
-        OperatorSuppressions(store),
-    )
+    api = _OperatorApi(store, ladders)
     delivery = f"{DELIVERIES}/{{delivery_id}}"
     app = Starlette(
         routes=[
@@ -174,6 +186,8 @@ def operator_api(
             Route(f"{delivery}/resend", api.resend, methods=["POST"]),
             Route(f"{ROOT}/queue/flush", _answering(api.flush), methods=["POST"]),
             Route(f"{ROOT}/dead-letters", _answering(api.list_dead_letters)),
+            Route(f"{ROOT}/dead-letters/redrive", _answering(api.redrive), methods=["POST"]),
+            Route(f"{ROOT}/events", _answering(api.list_events)),
             Route(f"{ROOT}/replicas", _answering(api.list_replicas)),
             Route(f"{ROOT}/malformed-commands", _answering(api.list_malformed)),
             Route(f"{ROOT}/suppressions", _answering(api.list_suppressions)),
@@ -202,19 +216,14 @@ def operator_api(
 class _OperatorApi:
     """One method for each call; each returns what is encoded as the answer."""
 
-    def __init__(
-        self,
-        queue: OperatorQueue,
-        malformed: OperatorMalformed,
-        verbs: OperatorVerbs,
-        explain: OperatorExplain,
-        suppressions: OperatorSuppressions,
-    ) -> None:
-        self._queue = queue
-        self._malformed = malformed
-        self._verbs = verbs
-        self._explain = explain
-        self._suppressions = suppressions
+    def __init__(self, store: Store, ladders: Mapping[DeliveryClass, tuple[float, ...]]) -> None:
+        self._queue = OperatorQueue(store)
+        self._malformed = OperatorMalformed(store)
+        self._verbs = OperatorVerbs(store)
+        self._explain = OperatorExplain(store, ladders)
+        self._suppressions = OperatorSuppressions(store)
+        self._redrive = OperatorRedrive(store)
+        self._events = OperatorEvents(store)
 
     async def list_deliveries(self, request: Request) -> DeliveryPage:
         return await self._page(_parameters(request, ListParameters))
@@ -224,6 +233,15 @@ class _OperatorApi:
         if wanted.status:
             raise _bad_parameter("status", "is dead_letter here")
         return await self._page(msgspec.structs.replace(wanted, status=("dead_letter",)))
+
+    async def redrive(self, request: Request) -> RedriveAnswer:
+        _parameters(request, NoParameters)
+        return await self._redrive.redrive(await _body(request, _REDRIVE))
+
+    async def list_events(self, request: Request) -> EventPage:
+        wanted = _parameters(request, EventParameters)
+        with _judging_parameters():
+            return await self._events.page(wanted.limit, wanted.after, wanted.type)
 
     async def _page(self, wanted: ListParameters) -> DeliveryPage:
         query = DeliveryQuery(
@@ -318,6 +336,7 @@ class _OperatorApi:
             domain=wanted.domain,
             next_hop=wanted.next_hop,
             force=wanted.force,
+            why=Why(wanted.reason, wanted.actor),
         )
         return FlushAnswer(flushed)
 
@@ -347,7 +366,7 @@ P = TypeVar("P")
 def _parameters(request: Request, kind: type[P]) -> P:
     given: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
-        if name == "status":
+        if name in _REPEATED:
             given.setdefault(name, []).append(value)
         elif name in given:
             raise _bad_parameter(name, "is given twice")

@@ -1,5 +1,7 @@
 """Changes by hand, over HTTP and on the command line alike: hold, release, cancel, confirm, delete, resend.
 
+A flush is recorded alike; it is a verb of `operator.queue`, since it is about many.
+
 Each names who did it and why, and is recorded with the change. What can't be done is told with where the delivery stands.
 """
 

@@ -27,11 +27,15 @@ NEVER: Final = "nothing; it has ended"
 
 
 class TemplateFacts(msgspec.Struct, frozen=True):
-    """What the content was rendered from; `catalog_version` is the content hash of the whole catalog."""
+    """What the content was rendered from; `catalog_version` is the content hash of the whole catalog.
+
+    `locale_chain` has the locales that were tried, from the one asked for to `locale`, the one that answered.
+    """
 
     template_id: str
     catalog_version: str | None
     locale: str | None
+    locale_chain: tuple[str, ...]
 
 
 class Explanation(msgspec.Struct, frozen=True, rename={"delivery_class": "class"}):
@@ -94,11 +98,16 @@ class OperatorExplain:
             waits=len(self._ladders[DeliveryClass(delivery.delivery_class)]),
             route=route,
             last_attempt=None if last is None else attempt_view(last),
-            template=None
-            if delivery.template_id is None
-            else TemplateFacts(delivery.template_id, delivery.catalog_version, delivery.locale),
+            template=_template(delivery),
             changes=changes,
         )
+
+
+def _template(delivery: StoredDelivery) -> TemplateFacts | None:
+    if delivery.template_id is None:
+        return None
+    chain = (delivery.locale_chain or delivery.locale or "").split()
+    return TemplateFacts(delivery.template_id, delivery.catalog_version, delivery.locale, tuple(chain))
 
 
 def _judge(
@@ -167,7 +176,8 @@ def _held(delivery: StoredDelivery, changes: Sequence[StoredChange]) -> _Verdict
             "it may have been delivered, and at_most_once forbids a second copy",
             "nothing by itself: ask the receiver, then confirm, resend or cancel it",
         )
-    by = f" by {changes[0].actor}: {changes[0].reason}" if changes else ""
+    held = next((change for change in changes if change.status == delivery.status), None)
+    by = f" by {held.actor}: {held.reason}" if held else ""
     return _Verdict(f"it is held{by}", "nothing by itself: release or cancel it")
 
 
@@ -185,7 +195,8 @@ def _ended(delivery: StoredDelivery, changes: Sequence[StoredChange]) -> _Verdic
         case DeliveryStatus.EXPIRED:
             return _Verdict("its time ran out before it was sent", NEVER)
         case DeliveryStatus.CANCELLED:
-            by = f" by {changes[0].actor}" if changes else ""
+            cancelled = next((change for change in changes if change.status == delivery.status), None)
+            by = f" by {cancelled.actor}" if cancelled else ""
             return _Verdict(f"it was cancelled{by}{reason}", NEVER)
         case _:
             return _Verdict(f"it was suppressed{reason}", NEVER)

@@ -25,6 +25,7 @@ from mailkeep.core.idempotency import address_hash
 from mailkeep.core.outcome import Phase, RecipientOutcome
 from mailkeep.core.queue import HopOut
 from mailkeep.core.redact import mask_address
+from mailkeep.operator.changes import Why, check_why
 from mailkeep.store.postgres import Store
 from mailkeep.store.reads import (
     Burial,
@@ -34,6 +35,7 @@ from mailkeep.store.reads import (
     Shape,
     ShapeBy,
     StoredAttempt,
+    StoredChange,
     StoredDelivery,
     StoredReplica,
 )
@@ -42,6 +44,8 @@ MAX_PAGE: Final = 200
 """Deliveries of one page: an answer stays below a megabyte."""
 WAITING_WORD: Final = "waiting"
 """Stands for `queued` and `rendered` in a filter."""
+FLUSHED: Final = Why("flushed")
+"""Recorded where nobody says more: a flush changes no delivery's fate, so it asks for no reason."""
 LIVE: Final = WAITING | {DeliveryStatus.SENDING, DeliveryStatus.HELD}
 
 _STATE_WORDS: Final = {
@@ -200,6 +204,10 @@ class OperatorQueue:
             recorded += (_attempt_under_way(stored),)
         return recorded
 
+    async def changes(self, delivery_id: UUID) -> tuple[StoredChange, ...]:
+        """Return the last changes by hand of a delivery, the newest first: who, when, why."""
+        return await self._reads.changes(delivery_id)
+
     async def queue(
         self,
         limit: int,
@@ -228,9 +236,9 @@ class OperatorQueue:
             return tuple(map(_delivery_view, page.deliveries))
         wanted = QueueFilter(
             statuses,
-            _member(DeliveryClass, delivery_class, "class"),
+            member_of(DeliveryClass, delivery_class, "class"),
             next_hop,
-            _domain(domain),
+            check_domain(domain),
             rule,
         )
         return tuple(map(_delivery_view, await self._reads.queue(wanted, limit)))
@@ -250,16 +258,19 @@ class OperatorQueue:
         domain: str | None = None,
         next_hop: str | None = None,
         force: bool = False,
+        why: Why = FLUSHED,
     ) -> int:
-        """Make waiting deliveries due now and wake every replica; answers how many.
+        """Make waiting deliveries due now and wake every replica; answers how many. `why` is recorded with each.
 
         One delivery, those of a recipient domain or of a next hop; all of them if none is named. Scheduled mail keeps its
         time unless it is named by its id. Mail of a next hop that is out stays parked; with `force` it is probed at once.
         """
+        check_why(why)
+        by = msgspec.structs.asdict(why)
         if delivery_id is not None:
-            count = await self._reads.flush_one(delivery_id)
+            count = await self._reads.flush_one(delivery_id, **by)
         else:
-            count = await self._reads.flush(next_hop=next_hop, domain=_domain(domain))
+            count = await self._reads.flush(next_hop=next_hop, domain=check_domain(domain), **by)
         if force:
             await self._store.notify_probe()
         elif count:
@@ -269,8 +280,8 @@ class OperatorQueue:
     def _filter(self, query: DeliveryQuery) -> DeliveryFilter:
         return DeliveryFilter(
             statuses=_statuses(query.status),
-            source=_member(Source, query.source, "source"),
-            delivery_class=_member(DeliveryClass, query.delivery_class, "class"),
+            source=member_of(Source, query.source, "source"),
+            delivery_class=member_of(DeliveryClass, query.delivery_class, "class"),
             template_id=query.template,
             rule=query.rule,
             recipient_hash=self._recipient_hash(query.recipient),
@@ -372,12 +383,13 @@ def route_facts(next_hop: str, replicas: Iterable[ReplicaView]) -> RouteFacts:
 def _statuses(words: Iterable[str]) -> frozenset[DeliveryStatus]:
     statuses: set[DeliveryStatus] = set()
     for word in words:
-        status = None if word == WAITING_WORD else _member(DeliveryStatus, word, "status")
+        status = None if word == WAITING_WORD else member_of(DeliveryStatus, word, "status")
         statuses |= {status} if status else WAITING
     return frozenset(statuses)
 
 
-def _member(kind: type[E], word: str | None, field: str) -> E | None:
+def member_of(kind: type[E], word: str | None, field: str) -> E | None:
+    """Return the member of `kind` that a caller named, None for none. Raises `CommandError` about `field`."""
     if word is None:
         return None
     try:
@@ -387,7 +399,7 @@ def _member(kind: type[E], word: str | None, field: str) -> E | None:
         raise CommandError(FailureCode.INVALID_FIELD, field, f"must be one of: {known}") from None
 
 
-def _domain(domain: str | None) -> str | None:
+def check_domain(domain: str | None) -> str | None:
     """Return `domain` as it is stored: a lower-case A-label."""
     if domain is None:
         return None

@@ -64,6 +64,7 @@ from mailkeep.settings.routes import (
     describe_hop,
     read_routes,
 )
+from mailkeep.settings.webhooks import WebhookSettings, read_webhooks
 
 __all__ = [
     "Dsn",
@@ -82,10 +83,12 @@ __all__ = [
     "SettingsProblem",
     "SmtpMode",
     "SmtpTls",
+    "WebhookSettings",
 ]
 
 PREFIX: Final = "MAIL_"
 ROUTES: Final = "MAIL_ROUTES_FILE"
+WEBHOOKS: Final = "MAIL_WEBHOOKS_FILE"
 
 
 class SettingsProblem(msgspec.Struct, frozen=True):
@@ -171,6 +174,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The names that the environment set, `X_FILE` where a secret came from a file."""
     routes: tuple[HopSettings, ...] = ()
     """The next hops of the routes file."""
+    webhooks: tuple[WebhookSettings, ...] = ()
+    """The webhooks of their file."""
 
     environment: Annotated[
         Environment,
@@ -255,6 +260,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             unset="no tokens",
         ),
     ] = ()
+    webhooks_file: Annotated[
+        Path | None, Setting(FILE, "Who is told what becomes of mail (TOML).", unset="nobody is told")
+    ] = None
 
     internal_http_tls_cert: Annotated[
         Path | None,
@@ -405,6 +413,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Dsn | None,
         Setting(REDIS_URL, "Redis in which a sinkhole looks up its mode instead.", unset="the file"),
     ] = None
+    sinkhole_mode_ssm: Annotated[
+        str | None,
+        Setting(
+            TEXT,
+            "AWS SSM parameter in which a sinkhole looks up its mode instead; needs the extra `aws`.",
+            unset="the file",
+        ),
+    ] = None
+    sinkhole_url: Annotated[
+        str | None,
+        Setting(
+            TEXT,
+            "HTTP API of the sinkhole that `mailkeep sinkhole inbox`, `show`, `transcript` and `mode` ask.",
+            unset="that of a running `mailkeep dev`, or http://127.0.0.1:8025",
+        ),
+    ] = None
 
     retry_ladder_auth_s: Annotated[
         tuple[float, ...], Setting(LADDER, "Waits between the attempts of class `auth`.")
@@ -502,6 +526,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if "routes_file" in values:
             values["routes"], faults = read_routes(values["routes_file"], environ)
             problems += [SettingsProblem(ROUTES, fault) for fault in faults]
+        if "webhooks_file" in values:
+            values["webhooks"], faults = read_webhooks(values["webhooks_file"])
+            problems += [SettingsProblem(WEBHOOKS, fault) for fault in faults]
         settings = cls(**_with_smtp_tls(values), given=frozenset(given))
         unread = {problem.name for problem in problems}
         problems += _broken_rules(settings, unread)

@@ -36,6 +36,8 @@ class Captured(msgspec.Struct, frozen=True):
     is_tls: bool = False
     is_authenticated: bool = False
     anomalies: tuple[str, ...] = ()
+    id: str = ""  # by which it is asked for, while this sinkhole runs
+    connection_id: str = ""  # of the transcript of its connection
 
 
 class CaptureLine(msgspec.Struct, frozen=True):
@@ -83,6 +85,17 @@ class Capture:
     def counts_by_recipient(self) -> dict[str, int]:
         """How many messages each recipient got; the first `MAX_COUNTED_RECIPIENTS` recipients are counted."""
         return dict(self._counts)
+
+    def find(self, message_id: str) -> Captured | None:
+        """Return one message by its id, None if it isn't in memory (any more)."""
+        return next((message for message in self._messages if message.id == message_id), None)
+
+    def forget(self) -> int:
+        """Drop the messages in memory and return how many there were; counts and the file stay."""
+        count = len(self._messages)
+        self._messages.clear()
+        self.size_bytes = 0
+        return count
 
     def add(self, message: Captured) -> None:
         """Keep `message`. Raises OSError if its line can't be written whole; then it isn't kept."""

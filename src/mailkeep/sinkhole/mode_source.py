@@ -1,8 +1,9 @@
 """Mode sources: where the sinkhole learns which mode is in force.
 
-The session asks `current` at each connection, MAIL and RCPT; it never waits: a file is looked at by its stat, Redis is
-polled in the background. A source that can't be read, or that holds a word that is no mode, leaves the last mode in force
-and says so once. `write_mode_file` and `write_redis_mode` are the other end of the same wires, for the CLI and the drill.
+The session asks `current` at each connection, MAIL and RCPT; it never waits: a file is looked at by its stat, Redis and SSM
+are polled in the background. A source that can't be read, or that holds a word that is no mode, leaves the last mode in
+force and says so once. `put` changes the mode where it is written, so that all who follow that place change alike;
+`write_mode_file`, `write_redis_mode` and `write_ssm_mode` are the same without a sinkhole, for the CLI and the drill.
 """
 
 import asyncio
@@ -10,9 +11,10 @@ import contextlib
 import os
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mailkeep.sinkhole.script import MAX_MODE_CHARS, Mode, ModeName, UnknownModeError, parse_mode
 
@@ -30,6 +32,8 @@ FRESH_NS: Final = 1_000_000_000
 REDIS_POLL_S: Final = 2.0
 REDIS_TIMEOUT_S: Final = 2.0  # connect and reply, each; with the poll well inside MAX_MODE_AGE_S
 REDIS_MODE_KEY: Final = "mail:sinkhole:mode"
+SSM_POLL_S: Final = 10.0  # a call costs little, but not nothing
+SSM_TIMEOUT_S: Final = 5.0  # connect and reply, each
 
 
 class ModeSource(Protocol):
@@ -37,6 +41,9 @@ class ModeSource(Protocol):
 
     def current(self) -> Mode:
         """Return the mode in force, at once and without failing."""
+
+    async def put(self, mode: Mode) -> None:
+        """Change the mode where it is written; here it is in force at once. Raises OSError."""
 
     async def start(self) -> None:
         """Begin to follow the source."""
@@ -54,6 +61,10 @@ class FixedModeSource:
     def current(self) -> Mode:
         """Return the mode."""
         return self.mode
+
+    async def put(self, mode: Mode) -> None:
+        """Take another mode."""
+        self.mode = mode
 
     async def start(self) -> None:
         """Do nothing: there is nothing to follow."""
@@ -105,6 +116,10 @@ class FileModeSource:
             self._last.complain(f"can't be read ({type(fault).__name__})")
         return self._last.mode
 
+    async def put(self, mode: Mode) -> None:
+        """Write `mode` into the file. Raises OSError."""
+        write_mode_file(self._path, mode)
+
     async def start(self) -> None:
         """Do nothing: the file is looked at when asked."""
 
@@ -112,8 +127,75 @@ class FileModeSource:
         """Do nothing: no file is held open."""
 
 
-class RedisModeSource:
-    """The mode in a Redis key, polled every `poll_s` seconds; a missing key or a lost Redis leaves the last mode."""
+class _PolledModeSource(ABC):
+    """A mode that is asked for over the network, every `poll_s` seconds; a missing one or a lost server leaves the last."""
+
+    def __init__(self, place: str, notice: Notice, initial: Mode, poll_s: float, look_s: float) -> None:
+        if not 0 < poll_s <= MAX_MODE_AGE_S - look_s:
+            raise ValueError("the poll must leave time to keep MAX_MODE_AGE_S")
+        self._poll_s = poll_s
+        self._last = _LastMode(place, initial, notice)
+        self._polling: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def _fetch(self) -> str | None:
+        """Return what is written there, None where nothing is."""
+
+    @abstractmethod
+    async def _write(self, mode: Mode) -> None:
+        """Write `mode` there. Raises OSError."""
+
+    @abstractmethod
+    async def _connect(self) -> None:
+        """Make ready. Raises OSError for what can never work; a server that is away is none of that."""
+
+    @abstractmethod
+    async def _disconnect(self) -> None:
+        """Let go of what `_connect` made."""
+
+    def current(self) -> Mode:
+        """Return the mode last read."""
+        return self._last.mode
+
+    async def put(self, mode: Mode) -> None:
+        """Write `mode`; here it is in force at once. Raises OSError."""
+        await self._write(mode)
+        self._last.take(str(mode))
+
+    async def start(self) -> None:
+        """Read once, so that the first connection meets the right mode, and follow it.
+
+        Raises OSError for a place that can't be; a server that is away is none.
+        """
+        await self._connect()
+        await self._read()
+        self._polling = asyncio.create_task(self._poll(), name="sinkhole mode")
+
+    async def stop(self) -> None:
+        """Stop following it."""
+        if self._polling:
+            self._polling.cancel()
+            await asyncio.wait([self._polling])
+            self._polling = None
+            await self._disconnect()
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_s)
+            await self._read()
+
+    async def _read(self) -> None:
+        try:
+            text = await self._fetch()
+        except Exception as fault:  # noqa: BLE001 - the loop's boundary: it is said once, and the next poll tries again
+            self._last.complain(f"can't be read ({type(fault).__name__})")
+        else:
+            if text:
+                self._last.take(text)
+
+
+class RedisModeSource(_PolledModeSource):
+    """The mode in a Redis key."""
 
     def __init__(
         self,
@@ -124,48 +206,56 @@ class RedisModeSource:
         initial: Mode = DEFAULT_MODE,
         poll_s: float = REDIS_POLL_S,
     ) -> None:
-        if not 0 < poll_s <= MAX_MODE_AGE_S - 2 * REDIS_TIMEOUT_S:
-            raise ValueError("the poll must leave time to keep MAX_MODE_AGE_S")
-        self._url, self._key, self._poll_s = url, key, poll_s
-        self._last = _LastMode(f"Redis key {key}", initial, notice)
+        super().__init__(f"Redis key {key}", notice, initial, poll_s, look_s=2 * REDIS_TIMEOUT_S)
+        self._url, self._key = url, key
         self._redis: Redis | None = None
-        self._polling: asyncio.Task[None] | None = None
 
-    def current(self) -> Mode:
-        """Return the mode last read."""
-        return self._last.mode
-
-    async def start(self) -> None:
-        """Read the key once, so that the first connection meets the right mode, and follow it.
-
-        Raises OSError for a malformed URL; a Redis that is away is none.
-        """
+    async def _connect(self) -> None:
         with _as_os_error():
             self._redis = _connect(self._url)
-        await self._read(self._redis)
-        self._polling = asyncio.create_task(self._poll(self._redis), name="sinkhole mode")
 
-    async def stop(self) -> None:
-        """Stop following the key."""
-        if self._polling and self._redis:
-            self._polling.cancel()
-            await asyncio.wait([self._polling])
+    async def _disconnect(self) -> None:
+        if self._redis:
             await self._redis.aclose()
-            self._polling = self._redis = None
 
-    async def _poll(self, redis: "Redis") -> None:
-        while True:
-            await asyncio.sleep(self._poll_s)
-            await self._read(redis)
+    async def _fetch(self) -> str | None:
+        assert self._redis is not None
+        return await _read_key(self._redis, self._key)
 
-    async def _read(self, redis: "Redis") -> None:
-        try:
-            text = await _read_key(redis, self._key)
-        except Exception as fault:  # noqa: BLE001 - the loop's boundary: it is said once, and the next poll tries again
-            self._last.complain(f"can't be read ({type(fault).__name__})")
-        else:
-            if text:
-                self._last.take(text)
+    async def _write(self, mode: Mode) -> None:
+        await write_redis_mode(self._url, mode, key=self._key)
+
+
+class SsmModeSource(_PolledModeSource):
+    """The mode in a parameter of the AWS Systems Manager (`/mailkeep/sinkhole/mode`), of type String.
+
+    Region, credentials and endpoint are boto3's own business (`AWS_REGION`, a role, `AWS_ENDPOINT_URL_SSM`). Needs
+    `ssm:GetParameter`, and `ssm:PutParameter` to change it.
+    """
+
+    def __init__(
+        self,
+        parameter: str,
+        notice: Notice,
+        *,
+        initial: Mode = DEFAULT_MODE,
+        poll_s: float = SSM_POLL_S,
+    ) -> None:
+        super().__init__(f"SSM parameter {parameter}", notice, initial, poll_s, look_s=2 * SSM_TIMEOUT_S)
+        self._parameter = parameter
+        self._ssm: Any = None
+
+    async def _connect(self) -> None:
+        self._ssm = await asyncio.to_thread(_ssm_client)
+
+    async def _disconnect(self) -> None:
+        await asyncio.to_thread(self._ssm.close)
+
+    async def _fetch(self) -> str | None:
+        return await asyncio.to_thread(_read_parameter, self._ssm, self._parameter)
+
+    async def _write(self, mode: Mode) -> None:
+        await asyncio.to_thread(write_ssm_mode, self._parameter, mode)
 
 
 def write_mode_file(path: Path, mode: Mode) -> None:
@@ -199,6 +289,62 @@ async def read_redis_mode(url: str, *, key: str = REDIS_MODE_KEY) -> Mode | None
         async with _connect(url) as redis:
             text = await _read_key(redis, key)
     return parse_mode(text) if text else None
+
+
+def write_ssm_mode(parameter: str, mode: Mode) -> None:
+    """Put `mode` into the SSM parameter, which is made where there is none. Raises OSError."""
+    ssm = _ssm_client()
+    with _aws_as_os_error():
+        ssm.put_parameter(Name=parameter, Value=str(mode), Type="String", Overwrite=True)
+
+
+def read_ssm_mode(parameter: str) -> Mode | None:
+    """Return the mode in the SSM parameter, None if there is no such parameter. Raises OSError or `UnknownModeError`."""
+    ssm = _ssm_client()
+    with _aws_as_os_error():
+        try:
+            text = _read_parameter(ssm, parameter)
+        except ssm.exceptions.ParameterNotFound:
+            return None
+    return parse_mode(text)
+
+
+def _ssm_client() -> Any:  # noqa: ANN401 - boto3 makes its clients at run time
+    try:
+        import boto3  # noqa: PLC0415 - only those who use SSM load it
+        from botocore.config import Config  # noqa: PLC0415
+    except ModuleNotFoundError as fault:
+        raise OSError("SSM needs boto3, which is not installed: pip install 'mailkeep[aws]'") from fault
+    # One try: the next poll is the retry.
+    config = Config(
+        connect_timeout=SSM_TIMEOUT_S, read_timeout=SSM_TIMEOUT_S, retries={"total_max_attempts": 1}
+    )
+    with _aws_as_os_error():
+        return boto3.client("ssm", config=config)
+
+
+def _read_parameter(ssm: Any, parameter: str) -> str:  # noqa: ANN401 - a client of boto3
+    match ssm.get_parameter(Name=parameter):
+        case {"Parameter": {"Value": str(value)}}:
+            return value[: MAX_MODE_CHARS + 1]  # one more, so that a longer text is no mode
+        case _:
+            raise OSError("SSM can't be used: its answer holds no parameter")
+
+
+@contextlib.contextmanager
+def _aws_as_os_error() -> Iterator[None]:
+    """Translate the errors of AWS and its client (no region, no credentials, refused, away, garbage) to OSError."""
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - only those who use SSM load it
+
+    try:
+        yield
+    except ClientError as fault:
+        code = fault.response.get("Error", {}).get("Code", "no code")
+        if code == "ParameterNotFound":
+            raise  # the reader's to judge
+        raise OSError(f"SSM refuses: {code}") from fault
+    except (BotoCoreError, ValueError) as fault:  # ValueError: a malformed endpoint
+        raise OSError(f"SSM can't be used: {fault}") from fault
 
 
 @contextlib.contextmanager

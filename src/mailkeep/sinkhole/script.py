@@ -3,12 +3,16 @@
 Pure: no I/O, no clock. A mode is a row of `_FAULTS`, a row maps phases to actions, and a phase without an entry is
 answered as a healthy server would. The session asks `answer` once a phase and carries the `Action` out.
 
-A mode is written `accept`, `defer-3x` (three times, then accepted) or `drop@dot` (that phase only; a fault without a phase
-strikes at the first one it meets). The same words are the script of one recipient, before a `+label`, at the sinkhole's own
-domain: `defer-3x+anything@sinkhole.test`. A recipient's script goes before the mode; after RCPT the first accepted
-recipient speaks for the message. Codes: RFC 5321 section 4.2, RFC 3463, RFC 4954 section 6.
+A mode is written `accept`, `defer-3x` (three times, then accepted), `drop@dot` (that phase only; a fault without a phase
+strikes at the first one it meets) or `tempfail@rcpt~25%` (a quarter of the time, by a seed: the same every time). The same
+words are the script of one recipient, before a `+label`, at the sinkhole's own domain: `defer-3x+anything@sinkhole.test`;
+there a dot stands for the `@` of the phase: `drop.dot+anything@sinkhole.test`.
+A recipient's script goes before the mode; after RCPT the first accepted recipient speaks for the message. What is said
+before a recipient is known (greeting, EHLO, TLS, AUTH, MAIL) is the mode's alone. Codes: RFC 5321 section 4.2, RFC 3463,
+RFC 3207 section 4, RFC 4954 section 6.
 """
 
+import hashlib
 import re
 from enum import StrEnum
 from typing import Final
@@ -68,18 +72,29 @@ class ModeName(StrEnum):
     DROP = "drop"
     STALL = "stall"
     SLOW = "slow"
+    NO_STARTTLS = "no-starttls"  # a server, or somebody on the way, that hides the offer
+    NO_AUTH = "no-auth"
+    CERT_EXPIRED = "cert-expired"
+    CERT_WRONG_NAME = "cert-wrong-name"
+    CERT_UNTRUSTED = "cert-untrusted"
 
 
 class Mode(msgspec.Struct, frozen=True):
-    """A parsed mode. `phase` limits a fault to one phase, `times` a refusal to the first so many (greylist: 1)."""
+    """A parsed mode.
+
+    `phase` limits a fault to one phase, `times` a refusal to the first so many (greylist: 1), `percent` (1 to 99) an answer
+    to that share of the time.
+    """
 
     name: ModeName
     phase: Phase | None = None
     times: int | None = None
+    percent: int | None = None
 
     def __str__(self) -> str:
         times = f"-{self.times}x" if self.name is ModeName.DEFER and self.times is not None else ""
-        return f"{self.name}{times}" + (f"@{self.phase}" if self.phase else "")
+        chance = f"~{self.percent}%" if self.percent is not None else ""
+        return f"{self.name}{times}" + (f"@{self.phase}" if self.phase else "") + chance
 
 
 class UnknownModeError(ValueError):
@@ -90,6 +105,7 @@ HEALTHY: Final[dict[Phase, Action]] = {
     Phase.GREETING: Action(220, f"{HOSTNAME} ESMTP Mailkeep sinkhole", takes=True),
     Phase.EHLO: Action(250, "HELP", takes=True),  # the last line; the session lists the extensions before it
     Phase.STARTTLS: Action(220, "2.0.0 Ready to start TLS", takes=True),
+    Phase.TLS: Action(None, takes=True),
     Phase.AUTH: Action(235, "2.7.0 Authentication successful", takes=True),
     Phase.MAIL: Action(250, "2.1.0 Ok", takes=True),
     Phase.RCPT: Action(250, "2.1.5 Ok", takes=True),
@@ -105,6 +121,8 @@ _TEMPFAIL: Final = {
     Phase.GREETING: Action(421, "4.3.2 Service not available", then=Then.CLOSE),
     Phase.EHLO: Action(451, "4.3.0 Local error in processing"),
     Phase.STARTTLS: Action(454, "4.7.0 TLS not available"),
+    # In clear, where a handshake is due; a close at once could outrun it.
+    Phase.TLS: Action(454, "4.7.0 TLS not available", then=Then.STALL),
     Phase.AUTH: Action(454, "4.7.0 Temporary authentication failure"),
     Phase.MAIL: Action(451, "4.3.0 Local error in processing"),
     Phase.RCPT: Action(450, "4.2.0 Mailbox unavailable"),
@@ -117,6 +135,7 @@ _PERMFAIL: Final = {
     Phase.GREETING: Action(554, "5.3.2 No SMTP service here", then=Then.CLOSE),
     Phase.EHLO: Action(502, "5.5.1 Command not implemented"),
     Phase.STARTTLS: Action(502, "5.5.1 Command not implemented"),
+    Phase.TLS: Action(554, "5.7.0 No TLS here", then=Then.STALL),
     Phase.AUTH: Action(535, "5.7.8 Authentication credentials invalid"),
     Phase.MAIL: Action(550, "5.7.1 Sender refused"),
     Phase.RCPT: Action(550, "5.7.1 Recipient refused"),
@@ -138,6 +157,11 @@ _FAULTS: Final[dict[ModeName, dict[Phase, Action]]] = {
 }
 """Modes that may be limited to a phase."""
 
+CERTIFICATES: Final = frozenset({ModeName.CERT_EXPIRED, ModeName.CERT_WRONG_NAME, ModeName.CERT_UNTRUSTED})
+"""Modes that show another certificate; they need a sinkhole that offers TLS."""
+OFFERS: Final = CERTIFICATES | {ModeName.NO_STARTTLS, ModeName.NO_AUTH}
+"""Modes that answer as a healthy server and offer or show something else."""
+
 _ROWS: Final[dict[ModeName, dict[Phase, Action]]] = _FAULTS | {
     ModeName.ACCEPT: {},
     ModeName.ACCEPT_LOG: {},
@@ -146,9 +170,20 @@ _ROWS: Final[dict[ModeName, dict[Phase, Action]]] = _FAULTS | {
     ModeName.GREYLIST: {Phase.RCPT: Action(421, "4.7.1 Greylisted, please try again later")},
     ModeName.ACCEPT_THEN_DROP: {Phase.DOT: Action(None, then=Then.CLOSE, takes=True)},
     ModeName.ACCEPT_THEN_421: {Phase.DOT: Action(250, "2.0.0 Ok", then=Then.LEAVE, takes=True)},
+    # What these offer and show is the session's business; they answer as a healthy server.
+    **{name: {} for name in OFFERS},
 }
+SURE: Final = frozenset({ModeName.ACCEPT, ModeName.ACCEPT_LOG, ModeName.GREYLIST, *OFFERS})
+"""Modes that nothing is left to chance in."""
 
-_MODE: Final = re.compile(r"(?P<name>[a-z0-9-]+?)(?:-(?P<times>[1-9][0-9]{0,3})x)?(?:@(?P<phase>[a-z]+))?")
+_MODE: Final = re.compile(
+    r"(?P<name>[a-z0-9-]+?)(?:-(?P<times>[1-9][0-9]{0,3})x)?(?:@(?P<phase>[a-z]+))?(?:~(?P<percent>[1-9][0-9]?)%)?"
+)
+
+
+def is_of_phase(name: ModeName) -> bool:
+    """Whether a mode may be limited to a phase."""
+    return name in _FAULTS
 
 
 def parse_mode(text: str) -> Mode:
@@ -156,12 +191,12 @@ def parse_mode(text: str) -> Mode:
     match = _MODE.fullmatch(text.strip().lower()) if len(text) <= MAX_MODE_CHARS else None
     if not match:
         raise UnknownModeError(_known_modes())
-    name, times, phase = match["name"], match["times"], match["phase"]
+    name, times, phase, percent = match.group("name", "times", "phase", "percent")
     known = name in _ROWS and (phase is None or (name in _FAULTS and phase in HEALTHY))
-    if not known or (times and name != ModeName.DEFER):
+    if not known or (times and name != ModeName.DEFER) or (percent and (times or name in SURE)):
         raise UnknownModeError(_known_modes())
     count = 1 if name == ModeName.GREYLIST else int(times) if times else None
-    return Mode(ModeName(name), Phase(phase) if phase else None, count)
+    return Mode(ModeName(name), Phase(phase) if phase else None, count, int(percent) if percent else None)
 
 
 def mode_of(mode: Mode, recipient: str) -> Mode:
@@ -173,21 +208,31 @@ def mode_of(mode: Mode, recipient: str) -> Mode:
     if not plus or not is_sinkhole(domain):
         return mode
     try:
-        return parse_mode(word)
+        return parse_mode(word.replace(".", "@", 1))
     except UnknownModeError:
         return mode
 
 
-def answer(mode: Mode, phase: Phase, recipient: str = "", seen_count: int = 0) -> Action:
+def draw(seed: int, *words: str) -> float:
+    """Return a number from 0 to below 1 that follows from `seed` and `words` alone.
+
+    A generator with a state would deal other numbers as soon as two connections took turns in another way.
+    """
+    octets = hashlib.blake2b("\0".join((str(seed), *words)).encode(), digest_size=8).digest()
+    return int.from_bytes(octets, "big") / 2**64
+
+
+def answer(mode: Mode, phase: Phase, recipient: str = "", seen_count: int = 0, drawn: float = 0.0) -> Action:
     """Return what to do in `phase`, which is one of `HEALTHY`.
 
     `recipient` is the one offered (RCPT) or the first accepted one (DATA and later); `seen_count` is how often it was
-    offered before while a mode with `times` was in force for it.
+    offered before while a mode with `times` was in force for it; `drawn`, from 0 to below 1, decides where `percent` does.
     """
     mode = mode_of(mode, recipient)
     spent = mode.times is not None and seen_count >= mode.times
     elsewhere = mode.phase is not None and mode.phase is not phase
-    if spent or elsewhere:
+    spared = mode.percent is not None and drawn * 100 >= mode.percent
+    if spent or elsewhere or spared:
         return HEALTHY[phase]
     return _ROWS[mode.name].get(phase, HEALTHY[phase])
 
@@ -195,9 +240,9 @@ def answer(mode: Mode, phase: Phase, recipient: str = "", seen_count: int = 0) -
 def describe(mode: Mode) -> str:
     """Return one line for a person: at which phases `mode` differs from a healthy server, and how."""
     odd = {phase: action for phase in HEALTHY if (action := answer(mode, phase)) != HEALTHY[phase]}
-    return (
-        "; ".join(f"{phase}: {_described(action)}" for phase, action in odd.items()) or "accepts everything"
-    )
+    words = "; ".join(f"{phase}: {_described(action)}" for phase, action in odd.items())
+    often = f", {mode.percent} % of the time" if mode.percent is not None else ""
+    return (words or _OFFER_WORDS.get(mode.name, "accepts everything")) + often
 
 
 def _described(action: Action) -> str:
@@ -206,8 +251,18 @@ def _described(action: Action) -> str:
     return reply + delay + ("" if action.then is Then.KEEP else f", then {action.then}")
 
 
+_OFFER_WORDS: Final = {
+    ModeName.NO_STARTTLS: "accepts everything and does not offer STARTTLS",
+    ModeName.NO_AUTH: "accepts everything and does not offer AUTH",
+    ModeName.CERT_EXPIRED: "shows a certificate that has expired",
+    ModeName.CERT_WRONG_NAME: "shows a certificate of another name",
+    ModeName.CERT_UNTRUSTED: "shows a certificate of an authority that nobody knows",
+}
+
+
 def _known_modes() -> str:
     return (
         f"a mode is one of: {', '.join(ModeName)}; {ModeName.DEFER} may be limited like {ModeName.DEFER}-3x, "
-        f"and {', '.join(_FAULTS)} to a phase like {ModeName.DROP}@dot ({', '.join(HEALTHY)})"
+        f"{', '.join(_FAULTS)} to a phase like {ModeName.DROP}@dot ({', '.join(HEALTHY)}), "
+        f"and what refuses or fails to a share of the time like {ModeName.TEMPFAIL}@rcpt~25%"
     )

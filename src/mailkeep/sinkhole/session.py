@@ -4,6 +4,8 @@ RFC 5321 with PIPELINING (2920), SIZE (1870), 8BITMIME (6152), SMTPUTF8 (6531), 
 AUTH PLAIN/LOGIN (4954). What a healthy server must refuse (syntax, order, size, smuggling) is refused here; the rest is
 `script.answer`'s decision, carried out by `_perform`. A message is captured, file line included, before its 250 is handed to
 the connection. Replies to what came in one read leave in one write. Nothing is relayed. `Sinkhole` makes the sessions.
+
+Where TLS comes first the server asks `begin_in_tls` before there is a connection: a loop can't be told to read nothing yet.
 """
 
 import asyncio
@@ -21,6 +23,7 @@ import msgspec
 
 from mailkeep.core.outcome import Phase
 from mailkeep.sinkhole.capture import Capture, Captured
+from mailkeep.sinkhole.certificates import Certificates
 from mailkeep.sinkhole.mode_source import ModeSource, Notice
 from mailkeep.sinkhole.report import Exchange, Observe, now_utc
 from mailkeep.sinkhole.script import (
@@ -31,9 +34,11 @@ from mailkeep.sinkhole.script import (
     ModeName,
     Then,
     answer,
+    draw,
     mode_of,
 )
 from mailkeep.sinkhole.sightings import Sightings
+from mailkeep.sinkhole.transcripts import Connection, Line, Speaker, Transcripts
 from mailkeep.sinkhole.wire import (
     SMUGGLING,
     Path,
@@ -53,6 +58,8 @@ SMTPUTF8: Final = "SMTPUTF8"
 _MESSAGE_END: Final = b"\r\n.\r\n"
 _STUFFING_ROOM: Final = 2  # dot-stuffing lengthens a message by a third at most
 _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
+_MECHANISMS: Final = frozenset({"PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2", "OAUTHBEARER", "SCRAM-SHA-256"})
+_MASK: Final = "***"
 
 
 class Credentials(msgspec.Struct, frozen=True):
@@ -75,6 +82,8 @@ class Limits(msgspec.Struct, frozen=True):
     idle_timeout_s: float = 300.0  # RFC 5321 section 4.5.3.2.7
     extensions: tuple[str, ...] = ("PIPELINING", EIGHT_BIT_MIME, SMTPUTF8, "ENHANCEDSTATUSCODES")
     is_strict: bool = True  # refuse messages with bare CR, bare LF or NUL
+    greylist_window_s: float = GREYLIST_WINDOW_S
+    seed: int = 0  # of what is left to chance
 
 
 class Shared:
@@ -86,13 +95,16 @@ class Shared:
         capture: Capture,
         limits: Limits,
         *,
-        starttls: ssl.SSLContext | None,
+        tls: Certificates | None,
+        implicit_tls: bool,
         credentials: Credentials | None,
+        transcripts: Transcripts | None,
         observe: Observe | None,
         notice: Notice,
     ) -> None:
         self.source, self.capture, self.limits = source, capture, limits
-        self.starttls, self.credentials = starttls, credentials
+        self.tls, self.implicit_tls, self.credentials = tls, implicit_tls, credentials
+        self.transcripts = transcripts
         self.observe, self.notice = observe, notice
         self.sightings = Sightings()
         self.sessions: set[Session] = set()
@@ -137,22 +149,38 @@ class Session(asyncio.Protocol):
         self._take_line: Callable[[bytes], None] = self._command
         self._transaction: _Transaction | None = None
         self._is_greeted = self._is_tls = self._is_authenticated = False
-        self._active_s = self._loop.time()
+        self._active_s = self._began_s = self._loop.time()
+        self._connection: Connection | None = None
+        self._refusal: Action | None = None  # of TLS, where that comes first
         self._idle: asyncio.TimerHandle | None = None
-        self._late: asyncio.TimerHandle | None = None
+        self._late: asyncio.Handle | None = None
         self._upgrade: asyncio.Task[None] | None = None
 
     # The connection.
 
+    def begin_in_tls(self) -> tuple[float, ssl.SSLContext | None]:
+        """Decide on a handshake that comes before all else: after how many seconds, and with what it is answered.
+
+        None: with none; the connection is then begun in clear, for the fault that is due.
+        """
+        assert self._shared.tls is not None
+        action = answer(self._mode, Phase.TLS, drawn=self._drawn(Phase.TLS, ""))
+        self._refusal = None if action.takes else action
+        return action.delay_s, self._shared.tls.context(self._mode.name) if action.takes else None
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet the client."""
+        """Greet the client, in TLS where that comes first."""
         self._transport = cast("asyncio.Transport", transport)
         self._client = str((transport.get_extra_info("peername") or ("",))[0])
         self._is_tls = transport.get_extra_info("ssl_object") is not None
+        if transcripts := self._shared.transcripts:
+            self._connection = transcripts.begin(self._client, str(self._mode), now_utc())
         self._shared.sessions.add(self)
         self._watch_idle()
         if len(self._shared.sessions) > self._limits.connections:
             self._say_and_close("421 4.7.0 Too many connections")
+        elif self._refusal:
+            self._carry_out(self._refusal, Phase.TLS, _nothing, "")
         else:
             self._perform(Phase.GREETING, _nothing)
         self._flush()
@@ -168,6 +196,9 @@ class Session(asyncio.Protocol):
         """Forget the connection; a message without its final dot was never there."""
         self._state = _State.CLOSING
         self._shared.sessions.discard(self)
+        if self._connection and not self._connection.ended_at:
+            self._note(Speaker.NOTE, "connection closed")
+            self._connection.ended_at = now_utc()
         for pending in (self._idle, self._late, self._upgrade):
             if pending:
                 pending.cancel()
@@ -222,6 +253,8 @@ class Session(asyncio.Protocol):
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 2]
         take, self._take_line = self._take_line, self._command
+        if self._connection:
+            self._note(Speaker.CLIENT, self._shown(line) if take == self._command else _MASK)
         take(line)
         return True
 
@@ -242,6 +275,7 @@ class Session(asyncio.Protocol):
         transaction.message = unstuff(bytes(buffer[: end + 2]))
         del buffer[: end + len(_MESSAGE_END)]
         self._step = self._step_line
+        self._note(Speaker.CLIENT, f"(a message of {len(transaction.message)} octets)")
         self._judge_message(transaction)
         return True
 
@@ -253,7 +287,7 @@ class Session(asyncio.Protocol):
     # Carrying out what the script says.
 
     def _perform(self, phase: Phase, effect: Effect, recipient: str = "", seen_count: int = 0) -> None:
-        action = answer(self._mode, phase, recipient, seen_count)
+        action = answer(self._mode, phase, recipient, seen_count, self._drawn(phase, recipient))
         if action.delay_s:
             self._wait()
             self._late = self._loop.call_later(
@@ -261,6 +295,15 @@ class Session(asyncio.Protocol):
             )
         else:
             self._carry_out(action, phase, effect, recipient)
+
+    def _drawn(self, phase: Phase, recipient: str) -> float:
+        """Return what chance says; where nothing is left to it, no draw is used up."""
+        mode = mode_of(self._mode, recipient)
+        if mode.percent is None or mode.phase not in {None, phase}:
+            return 0.0
+        about = recipient or (self._transaction.sender if self._transaction else "")
+        count = self._shared.sightings.note((str(mode), phase, about), self._loop.time(), float("inf"))
+        return draw(self._limits.seed, str(mode), phase, about, str(count))
 
     def _perform_late(self, action: Action, phase: Phase, effect: Effect, recipient: str) -> None:
         self._state = _State.OPEN
@@ -289,10 +332,12 @@ class Session(asyncio.Protocol):
                 pass
             case Then.CLOSE:
                 self._state = _State.CLOSING
+                self._note(Speaker.NOTE, "the sinkhole closes the connection")
             case Then.LEAVE:
                 self._say_and_close(SERVICE_CLOSING.reply)
             case Then.STALL | Then.FREEZE:
                 self._state = _State.STALLED
+                self._note(Speaker.NOTE, "the sinkhole falls silent")
                 self._buffer.clear()
                 if then is Then.FREEZE:
                     self._transport.pause_reading()
@@ -303,6 +348,22 @@ class Session(asyncio.Protocol):
 
     def _say(self, reply: str) -> None:
         self._replies.append(f"{reply}\r\n")
+        self._note(Speaker.SERVER, reply)
+
+    def _note(self, by: Speaker, text: str) -> None:
+        if self._connection and self._shared.transcripts:
+            at_s = round(self._loop.time() - self._began_s, 6)
+            self._shared.transcripts.note(self._connection, Line(at_s, by, text))
+
+    def _shown(self, line: bytes) -> str:
+        """Return a command as the transcript shows it: a login, and what may be one out of order, is masked."""
+        words = line.decode("utf-8", "backslashreplace").split(" ", 2)
+        verb = words[0].upper().encode()
+        if verb not in self._VERBS:
+            return f"({len(line)} octets that are no command)"
+        if verb == b"AUTH":
+            return " ".join(word if word.upper() in _MECHANISMS | {"AUTH"} else _MASK for word in words)
+        return " ".join(words)
 
     def _say_and_close(self, reply: str) -> None:
         self._say(reply)
@@ -350,12 +411,21 @@ class Session(asyncio.Protocol):
     def _introduce(self, _action: Action) -> None:
         self._greet()
         offers = [HOSTNAME, f"SIZE {self._limits.message_bytes}", *self._limits.extensions]
-        if self._shared.starttls and not self._is_tls:
+        if self._offers_starttls and not self._is_tls:
             offers.append("STARTTLS")
-        elif self._shared.credentials:
+        elif self._offers_auth:
             offers.append("AUTH PLAIN LOGIN")
         for offer in offers:
             self._say(f"250-{offer}")
+
+    @property
+    def _offers_starttls(self) -> bool:
+        is_hidden = self._mode.name is ModeName.NO_STARTTLS
+        return self._shared.tls is not None and not self._shared.implicit_tls and not is_hidden
+
+    @property
+    def _offers_auth(self) -> bool:
+        return self._shared.credentials is not None and self._mode.name is not ModeName.NO_AUTH
 
     def _helo(self, argument: bytes) -> None:
         if argument:
@@ -368,7 +438,7 @@ class Session(asyncio.Protocol):
         self._is_greeted, self._transaction = True, None
 
     def _starttls(self, argument: bytes) -> None:
-        if not self._shared.starttls:
+        if not self._offers_starttls:
             self._say("502 5.5.1 STARTTLS not offered")
         elif argument:
             self._say("501 5.5.4 STARTTLS takes no parameter")
@@ -381,31 +451,41 @@ class Session(asyncio.Protocol):
         self._wait()
         self._buffer.clear()  # what was sent in clear behind STARTTLS is not the client's (CVE-2011-0411)
         self._is_greeted, self._transaction = False, None
+        self._late = self._loop.call_soon(self._meet_tls)  # behind the 220
+
+    def _meet_tls(self) -> None:
+        self._state = _State.OPEN
+        self._transport.resume_reading()
+        self._perform(Phase.TLS, self._shake_hands)
+        self._flush()
+
+    def _shake_hands(self, _action: Action) -> None:
+        self._wait()
         self._upgrade = self._loop.create_task(self._start_tls())
 
     async def _start_tls(self) -> None:
-        assert self._shared.starttls is not None
+        assert self._shared.tls is not None
         try:
             transport = await self._loop.start_tls(
                 self._transport,
                 self,
-                self._shared.starttls,
+                self._shared.tls.context(self._mode.name),
                 server_side=True,
                 ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S,
             )
-        except (
-            OSError
-        ):  # the handshake failed, which is the client's right; the loop has closed the connection
+        except OSError as fault:  # it failed, which is the client's right; the loop has closed the connection
+            self._note(Speaker.NOTE, f"the TLS handshake failed: {getattr(fault, 'reason', None) or fault}")
             return
         if transport is not None:
             self._transport, self._is_tls, self._state = transport, True, _State.OPEN
+            self._note(Speaker.NOTE, "TLS")
             self._advance()  # what the client sent as soon as it could
 
     def _mail(self, argument: bytes) -> None:
         self._mode = self._shared.source.current()
         if not self._is_greeted or self._transaction:
             self._say("503 5.5.1 MAIL out of order")
-        elif self._shared.credentials and not self._is_authenticated:
+        elif self._offers_auth and not self._is_authenticated:
             self._say("530 5.7.0 Authentication required")
         elif not (path := parse_path(b"FROM", argument)):
             self._say("501 5.1.7 Malformed MAIL")
@@ -426,7 +506,7 @@ class Session(asyncio.Protocol):
                     pass
                 case "SMTPUTF8" if SMTPUTF8 in offered and not value:
                     pass
-                case "AUTH" if self._shared.credentials and value:
+                case "AUTH" if self._offers_auth and value:
                     pass
                 case _:
                     return "555 5.5.4 Parameter not offered or malformed"
@@ -460,7 +540,7 @@ class Session(asyncio.Protocol):
         note = self._shared.sightings.note
         if mode.name is ModeName.GREYLIST:
             key = (self._client, self._open_transaction.sender, recipient)
-            return note(key, self._loop.time(), GREYLIST_WINDOW_S)
+            return note(key, self._loop.time(), self._limits.greylist_window_s)
         return note((recipient,), self._loop.time(), float("inf"))
 
     def _add_recipient(self, recipient: str, _action: Action) -> None:
@@ -497,8 +577,8 @@ class Session(asyncio.Protocol):
             self._perform(Phase.DOT, self._keep, recipient)
 
     def _keep(self, action: Action) -> None:
-        transaction = self._open_transaction
-        self._shared.capture.add(
+        transaction, capture = self._open_transaction, self._shared.capture
+        capture.add(
             Captured(
                 received_at=now_utc(),
                 client=self._client,
@@ -510,6 +590,8 @@ class Session(asyncio.Protocol):
                 is_tls=self._is_tls,
                 is_authenticated=self._is_authenticated,
                 anomalies=transaction.anomalies,
+                id=f"m{capture.total_count + 1}",
+                connection_id=self._connection.id if self._connection else "",
             )
         )
 
@@ -533,11 +615,11 @@ class Session(asyncio.Protocol):
 
     def _auth(self, argument: bytes) -> None:
         mechanism, _, initial = argument.partition(b" ")
-        if not self._shared.credentials:
+        if not self._offers_auth:
             self._say("502 5.5.1 AUTH not offered")
         elif not self._is_greeted or self._is_authenticated or self._transaction:
             self._say("503 5.5.1 AUTH out of order")
-        elif self._shared.starttls and not self._is_tls:
+        elif self._offers_starttls and not self._is_tls:
             self._say("538 5.7.11 Encryption required")
         elif mechanism.upper() == b"PLAIN":
             self._ask("", self._auth_plain, initial)

@@ -26,6 +26,7 @@ _PATH: Final = re.compile(
     rb"(?P<parameters>(?: [A-Za-z0-9][A-Za-z0-9-]*(?:=[!-<>-~]+)?)*)",
     re.IGNORECASE,
 )
+_SUBJECT: Final = re.compile(rb"(?:^|\r\n)subject:((?:[^\r\n]|\r\n[ \t])*)", re.IGNORECASE)
 _MESSAGE_ID: Final = re.compile(rb"(?:^|\r\n)message-id:[ \t]*(?:\r\n[ \t]+)?(\S+)", re.IGNORECASE)
 
 
@@ -77,6 +78,12 @@ def anomalies_of(message: bytes, *, is_8bit_declared: bool) -> tuple[str, ...]:
 def header_section(message: bytes) -> bytes:
     """Return the header fields of `message`, up to the empty line."""
     return message.partition(b"\r\n\r\n")[0]
+
+
+def subject_of(message: bytes) -> str:
+    """Return the Subject of `message` unfolded, as it was written otherwise; empty when it has none."""
+    match = _SUBJECT.search(header_section(message))
+    return match[1].replace(b"\r\n", b"").strip().decode("utf-8", "backslashreplace") if match else ""
 
 
 def message_id_of(message: bytes) -> str:

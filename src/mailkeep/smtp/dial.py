@@ -33,7 +33,7 @@ class Dialer:
         self._hop = hop
         self._tls = tls_context(hop)
         self._failover = Failover(hop.addresses)
-        self._lookups = Lookups(hop)
+        self._lookups = Lookups(hop.timers.connect_s, hop.source_address)
         self._tokens = Tokens(hop) if hop.token_command else None
 
     async def open(self, heard: list[Heard]) -> Session | End:

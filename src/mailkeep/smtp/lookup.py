@@ -1,4 +1,4 @@
-"""Looks up the hosts of a next hop.
+"""Looks up the hosts of a next hop, or of a webhook.
 
 The C library can't be told to stop, so that a name server that says nothing holds a thread for as long as that takes. Each
 address therefore has one look-up at a time, shared by whoever waits for it, in a thread of its own: however many attempts
@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from mailkeep.core.outcome import Phase
 from mailkeep.smtp.classify import FailureKind
-from mailkeep.smtp.next_hop import HopAddress, NextHop
+from mailkeep.smtp.next_hop import HopAddress
 from mailkeep.smtp.session import Place, SessionBrokenError
 
 MAX_PLACES: Final = 8
@@ -25,13 +25,13 @@ _Found: TypeAlias = list[_Entry] | Exception
 
 
 class Lookups:
-    """The look-ups of `hop`, in the family of its `source_address`."""
+    """The look-ups of one party, each within `limit_s`, in the family of its `source_address`."""
 
     __slots__ = ("_family", "_limit_s", "_running")
 
-    def __init__(self, hop: NextHop) -> None:
-        self._family = _family(hop.source_address)
-        self._limit_s = hop.timers.connect_s
+    def __init__(self, limit_s: float, source_address: str | None = None) -> None:
+        self._family = _family(source_address)
+        self._limit_s = limit_s
         self._running: dict[HopAddress, asyncio.Future[_Found]] = {}
 
     async def places(self, address: HopAddress) -> list[Place]:

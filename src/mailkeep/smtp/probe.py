@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from mailkeep.core.delivery import AttemptStatus
+from mailkeep.core.outcome import Phase
 from mailkeep.smtp.capabilities import Capabilities
 from mailkeep.smtp.dial import Dialer
 from mailkeep.smtp.ending import End
@@ -25,11 +27,17 @@ class Certificate(msgspec.Struct, frozen=True):
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found at one address; `problem` is None if mail could be sent there."""
+    """What was found at one address; `problem` is None if mail could be sent there.
+
+    Else `phase`, `status` and `rule` are what an attempt would have been recorded with.
+    """
 
     hop: str
     address: str
     problem: str | None = None
+    phase: Phase | None = None
+    status: AttemptStatus | None = None
+    rule: str | None = None
     tls: str | None = None
     certificate: Certificate | None = None
     capabilities: tuple[str, ...] = ()
@@ -42,7 +50,7 @@ async def probe(hop: NextHop, address: HopAddress) -> Probe:
     stranger = msgspec.structs.replace(alone, username=None, password=None, token_command=(), auth=())
     session = await Dialer(stranger).open([])
     if isinstance(session, End):
-        return Probe(hop=hop.name, address=str(address), problem=_problem(session))
+        return _with_problem(Probe(hop=hop.name, address=str(address)), session)
     found = Probe(
         hop=hop.name,
         address=str(address),
@@ -55,14 +63,16 @@ async def probe(hop: NextHop, address: HopAddress) -> Probe:
         return found
     session = await Dialer(alone).open([])
     if isinstance(session, End):
-        return msgspec.structs.replace(found, logged_in=False, problem=_problem(session))
+        return _with_problem(msgspec.structs.replace(found, logged_in=False), session)
     await session.quit()
     return msgspec.structs.replace(found, logged_in=True)
 
 
-def _problem(end: End) -> str:
+def _with_problem(found: Probe, end: End) -> Probe:
     reply = " ".join(filter(None, (str(end.code or ""), end.enhanced, end.text)))
-    return f"{end.phase}: {reply}"
+    return msgspec.structs.replace(
+        found, problem=f"{end.phase}: {reply}", phase=end.phase, status=end.status, rule=end.verdict.rule
+    )
 
 
 def _tls(session: Session) -> str | None:

@@ -64,13 +64,20 @@ _NONE_OUT: Final[Mapping[str, HopOut]] = {}
 # The hot statements reach rows by index only. A plan made while the tables were empty would otherwise be kept, with
 # its sequential scans, while they fill.
 _PLANNER: Final = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
-_PLAN_LOCALLY: Final = "; ".join(f"SET LOCAL {name} = {value}" for name, value in _PLANNER.items())
+
+
+def _set_locally(settings: Mapping[str, str]) -> str:
+    return "; ".join(f"SET LOCAL {name} = {value}" for name, value in settings.items())
+
+
+_PLAN_LOCALLY: Final = _set_locally(_PLANNER)
 
 
 class Store:
     """The queue in PostgreSQL. Open it with `Store.open`, close it with `close`.
 
-    Behind a pooler each statement is a transaction that says so, since only within one its parts meet the same server.
+    Behind a pooler each statement is a transaction that says so, since only within one its parts meet the same server:
+    `locally` is what it says first.
     """
 
     def __init__(
@@ -78,11 +85,11 @@ class Store:
         pool: "asyncpg.Pool[asyncpg.Record]",
         hash_key: bytes,
         *,
-        is_pooled: bool = False,
+        locally: str = "",
         payload_keys: PayloadKeys = _NO_KEYS,
     ) -> None:
         self._pool = pool
-        self._is_pooled = is_pooled
+        self._locally = locally
         self.hash_key = hash_key
         self.payload_keys = payload_keys
 
@@ -113,7 +120,12 @@ class Store:
                 server_settings=session if pooled else session | _PLANNER,
                 statement_cache_size=0 if pooled else PREPARED,
             )
-            store = cls(pool, deployment["hash_key"], is_pooled=pooled, payload_keys=payload_keys)
+            store = cls(
+                pool,
+                deployment["hash_key"],
+                locally=_PLAN_LOCALLY if pooled else "",
+                payload_keys=payload_keys,
+            )
             try:
                 if deployment["makes_partitions"]:
                     await store.ensure_partitions()
@@ -121,6 +133,33 @@ class Store:
                 pool.terminate()
                 raise
             return store
+
+    @classmethod
+    async def open_to_read(
+        cls, dsn: str, *, statement_s: float, lock_s: float, application_name: str
+    ) -> "Store":
+        """Connect as it is, for verbs that only read; nothing is migrated, and PostgreSQL refuses whatever would write.
+
+        A statement is given up after `statement_s`, and after `lock_s` of waiting for a lock. Raises `StoreUnavailableError`.
+        """
+        bounds = {
+            "transaction_read_only": "on",
+            "statement_timeout": f"{statement_s * 1000:.0f}",
+            "lock_timeout": f"{lock_s * 1000:.0f}",
+        }
+        with translated(sent=False):
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=1,
+                max_size=1,
+                command_timeout=2 * statement_s,
+                init=notice_silence,
+                reset=_keep_as_it_is,
+                timeout=statement_s,
+                server_settings={"application_name": application_name, "timezone": "UTC"},
+                statement_cache_size=0,
+            )
+        return cls(pool, b"", locally=f"{_set_locally(bounds)}; {_PLAN_LOCALLY}")
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Close every connection; those still busy after `timeout_s` are cut."""
@@ -158,8 +197,8 @@ class Store:
                 lent = self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
                 connection = await lending.enter_async_context(lent)
             try:
-                if self._is_pooled:
-                    await lending.enter_async_context(_pinned(connection))
+                if self._locally:
+                    await lending.enter_async_context(_pinned(connection, self._locally))
                 yield connection
             except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
                 await self.renew_connections()
@@ -403,15 +442,17 @@ async def _bring_up_to_date(dsn: str) -> tuple[asyncpg.Record, bool]:
         await migrate(connection)
         async with connection.transaction():
             (deployment,) = await connection.fetch(query("hash_key"))
+        if deployment["makes_partitions"]:
+            await connection.execute(query("catch_up_positions"))
         return deployment, await is_pooled(connection)
     finally:
         await connection.close(timeout=CONNECT_TIMEOUT_S)
 
 
 @asynccontextmanager
-async def _pinned(connection: Connection) -> AsyncIterator[None]:
+async def _pinned(connection: Connection, locally: str) -> AsyncIterator[None]:
     async with connection.transaction():
-        await connection.execute(_PLAN_LOCALLY)
+        await connection.execute(locally)
         yield
 
 
@@ -479,6 +520,7 @@ def _accept_arguments(batch: Sequence[NewDelivery], keys: PayloadKeys) -> list[A
         column(sealed_recipients(new.id, new.recipients, keys) for new in batch),
         column(new.parent_id for new in batch),
         column(new.traceparent for new in batch),
+        column(new.locale_chain for new in batch),
         [new.fingerprint for new in batch],
         [new.message and keys.seal(new.id, Content.MESSAGE, new.message) for new in batch],
         [new.command and keys.seal(new.id, Content.COMMAND, new.command) for new in batch],

@@ -103,6 +103,7 @@ class StoredDelivery(msgspec.Struct, frozen=True):
     last_reason: str | None
     last_rule: str | None
     parent_id: UUID | None
+    locale_chain: str | None = None
     suppressed_because: tuple[str | None, ...] = ()
     burial: Burial | None = None
 
@@ -267,28 +268,34 @@ class QueueReads:
     async def replicas(self) -> tuple[StoredReplica, ...]:
         """Return the replicas that are known, the newest first."""
         rows = await self._store.fetch("read_replicas", REPLICAS_READ)
-        return tuple(map(_replica, rows))
+        return tuple(map(replica_of, rows))
 
-    async def flush_one(self, delivery_id: UUID) -> int:
+    async def flush_one(self, delivery_id: UUID, *, actor: str, reason: str) -> int:
         """Make one delivery due now; 0 if it is not waiting."""
-        return len(await self._store.fetch("flush_one", delivery_id))
+        return len(await self._store.fetch("flush_one", delivery_id, actor, reason))
 
-    async def flush(self, *, next_hop: str | None = None, domain: str | None = None) -> int:
+    async def flush(
+        self, *, next_hop: str | None = None, domain: str | None = None, actor: str, reason: str
+    ) -> int:
         """Make all waiting deliveries due that failed before, or those of a next hop or recipient domain.
 
-        Moves them in batches, each its own commit, and answers how many there were. Scheduled mail that was never tried
+        Moves them in batches, each its own commit with its record, and answers how many there were. Scheduled mail that was never tried
         keeps its time.
         """
         rows = await self._store.fetch("read_waiting_hops")
         hops = [row["name"] for row in rows if next_hop in (None, row["name"])]
-        counts = [await self._flush_lane(hop, name, domain) for hop in hops for name in DeliveryClass]
+        counts = [
+            await self._flush_lane(hop, name, domain, actor, reason) for hop in hops for name in DeliveryClass
+        ]
         return sum(counts)
 
-    async def _flush_lane(self, next_hop: str, delivery_class: DeliveryClass, domain: str | None) -> int:
+    async def _flush_lane(
+        self, next_hop: str, delivery_class: DeliveryClass, domain: str | None, actor: str, reason: str
+    ) -> int:
         total, due_at, last_id = 0, FIRST_INSTANT, FIRST_ID
         while True:
             rows = await self._store.fetch(
-                "flush", next_hop, delivery_class, due_at, last_id, domain, FLUSH_BATCH
+                "flush", next_hop, delivery_class, due_at, last_id, domain, FLUSH_BATCH, actor, reason
             )
             total += len(rows)
             if len(rows) < FLUSH_BATCH:
@@ -339,7 +346,8 @@ def _opened(delivery_id: UUID, text: str, keys: PayloadKeys) -> str:
         return ""
 
 
-def _replica(row: asyncpg.Record) -> StoredReplica:
+def replica_of(row: asyncpg.Record) -> StoredReplica:
+    """Return a row of `read_replicas` as a value."""
     fields = dict(row)
     fields["hops_out"] = msgspec.json.decode(fields["hops_out"], type=dict[str, HopOut])
     return msgspec.convert(fields, StoredReplica)

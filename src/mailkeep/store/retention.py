@@ -22,6 +22,7 @@ class Swept(msgspec.Struct, frozen=True):
     malformed_deleted: int = 0
     changes_deleted: int = 0
     suppressions_deleted: int = 0
+    webhook_retries_deleted: int = 0
 
     def as_fields(self) -> dict[str, int]:
         """Return the counts that are not zero."""
@@ -46,7 +47,9 @@ class Retention:
         days_dropped = payload_days = deliveries = payloads = 0
         for day in await self._days("deliveries"):
             if await self._ended(day, self._delivery_s):
-                days_dropped += await self._drop(day, ("payloads", "attempts", "recipients", "deliveries"))
+                days_dropped += await self._drop(
+                    day, ("payloads", "attempts", "recipients", "events", "deliveries")
+                )
             else:
                 deliveries += await self._delete("delete_old_deliveries", day, self._delivery_s)
         for day in await self._days("payloads"):
@@ -64,6 +67,7 @@ class Retention:
             malformed_deleted=await self._delete("delete_old_malformed", self._malformed_s),
             changes_deleted=await self._delete("delete_old_changes", self._delivery_s),
             suppressions_deleted=await self._delete("delete_old_suppressions"),
+            webhook_retries_deleted=await self._delete("delete_old_retries"),
         )
 
     async def _days(self, table: str) -> list[str]:

@@ -23,29 +23,32 @@ REVOKE ALL ON ALL TABLES IN SCHEMA mail FROM PUBLIC, mailkeep_service, mailkeep_
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA mail FROM PUBLIC, mailkeep_service, mailkeep_reader, mailkeep_producer;
 GRANT USAGE ON SCHEMA mail TO mailkeep_service, mailkeep_reader, mailkeep_producer;
 
--- The service. Partitions are reached through their parents, and made and dropped by two functions that do nothing else.
+-- The service. Partitions are reached through their parents, and made and dropped by functions that do nothing else.
 GRANT SELECT ON mail.schema_migrations, mail.deployment TO mailkeep_service;
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     mail.deliveries, mail.recipients, mail.payloads, mail.attempts, mail.dead_letters, mail.idempotency_keys, mail.replicas,
     mail.enqueued, mail.malformed_commands, mail.operator_changes, mail.suppressions, mail.payload_keys,
-    mail.api_keys, mail.bounces_owed
+    mail.api_keys, mail.bounces_owed, mail.events, mail.webhooks, mail.webhook_retries
     TO mailkeep_service;
+GRANT USAGE ON SEQUENCE mail.event_ids TO mailkeep_service;
 GRANT SELECT, INSERT, UPDATE ON mail.erasures TO mailkeep_service;
 GRANT EXECUTE ON FUNCTION
-    mail.now(), mail.new_id(), mail.uuid_floor(timestamptz), mail.ensure_partitions(date, date), mail.drop_day(text, text[])
+    mail.now(), mail.new_id(), mail.uuid_floor(timestamptz), mail.event_position(), mail.event_horizon(),
+    mail.ensure_partitions(date, date), mail.drop_day(text, text[]), mail.catch_up_positions()
     TO mailkeep_service;
 
 -- Who looks. The hash key is what a recipient is looked up by; without it hashes could not be made, nor guesses tested.
 GRANT SELECT ON
     mail.schema_migrations, mail.deployment, mail.deliveries, mail.recipients, mail.attempts, mail.dead_letters,
-    mail.replicas, mail.operator_changes, mail.suppressions, mail.payload_keys, mail.erasures
+    mail.replicas, mail.operator_changes, mail.suppressions, mail.payload_keys, mail.erasures, mail.events, mail.webhooks,
+    mail.webhook_retries
     TO mailkeep_reader;
 GRANT SELECT (delivery_id, recipients) ON mail.payloads TO mailkeep_reader;
 GRANT SELECT (source, key, delivery_id, first_status, reserved_at) ON mail.idempotency_keys TO mailkeep_reader;
 GRANT SELECT (id, delivery_id, source, size_bytes, replay_of, taken_at) ON mail.enqueued TO mailkeep_reader;
 GRANT SELECT (id, intake, entry_id, failure_code, field, message, delivery_id, source, cut, rejected_at, replayed_at,
               replayed_as, replay_refusal) ON mail.malformed_commands TO mailkeep_reader;
-GRANT EXECUTE ON FUNCTION mail.now(), mail.uuid_floor(timestamptz) TO mailkeep_reader;
+GRANT EXECUTE ON FUNCTION mail.now(), mail.uuid_floor(timestamptz), mail.event_horizon() TO mailkeep_reader;
 
 -- Producers. mail.enqueue runs with its owner's rights; nothing else of the schema is theirs.
 GRANT EXECUTE ON FUNCTION mail.enqueue(jsonb) TO mailkeep_producer;

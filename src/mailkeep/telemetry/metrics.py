@@ -110,6 +110,15 @@ MALFORMED: Final = Metric(
     ("failure_code",),
     "on any increase: a producer is wrong",
 )
+RESERVED_DOMAIN: Final = Metric(
+    "mail.reserved_domain.refused",
+    "counter",
+    "{refusal}",
+    "Mail for a reserved domain (.test, .example, .invalid, .localhost) that was refused: at intake (http, stream, sql), or "
+    "at its route, where it must not come.",
+    ("at",),
+    "on any increase of at=route; of the others when frequent: a producer holds test data",
+)
 LOCALE_FALLBACK: Final = Metric(
     "mail.template.locale_fallback",
     "counter",
@@ -125,6 +134,14 @@ TAKEOVERS: Final = Metric(
     (),
     "when it rises without a restart: replicas are lost",
 )
+WEBHOOK_EVENTS: Final = Metric(
+    "mail.webhook.events",
+    "counter",
+    "{event}",
+    "Events posted to webhooks: told, failed (and tried again) or given up.",
+    ("webhook", "outcome"),
+    "on any increase of given_up; when failed rises and told does not",
+)
 
 METRICS: Final = (
     DEPTH,
@@ -139,8 +156,10 @@ METRICS: Final = (
     HOP_OUT,
     IN_FLIGHT,
     MALFORMED,
+    RESERVED_DOMAIN,
     LOCALE_FALLBACK,
     TAKEOVERS,
+    WEBHOOK_EVENTS,
 )
 DURATION_BOUNDS_MS: Final = (
     1,

@@ -182,6 +182,12 @@ LOG_EVENTS: Final = (
     ),
     LogEvent(
         "attempt_worker_pool",
+        "reserved domain refused at its route",
+        "A queued delivery for a reserved domain would have left by an ordinary next hop; it ended `failed` instead.",
+        alert="always: it passed intake under other settings, or came into the table by other means",
+    ),
+    LogEvent(
+        "attempt_worker_pool",
         "breaker changed",
         "A next hop was found out of service or well again; its mail is parked or released.",
         alert="when a breaker stays open",
@@ -286,8 +292,56 @@ LOG_EVENTS: Final = (
     ),
     LogEvent(
         "command_intake",
+        "command for a reserved domain refused",
+        "A command of the stream or of SQL (`at`) is for a reserved domain; it is kept as a malformed command.",
+        alert="when frequent: a producer holds test data",
+    ),
+    LogEvent(
+        "internal_http",
+        "request for a reserved domain refused",
+        "A request is for a reserved domain such as .test or .example, and was answered 422.",
+        alert="when frequent: a producer holds test data",
+    ),
+    LogEvent(
+        "command_intake",
         "command met a fault",
         "A command tripped us; it is kept as a malformed command and can be replayed. `at` is where it happened.",
+        alert="always: a fault of ours",
+    ),
+    LogEvent("webhook_dispatcher", "webhook dispatcher started", "Webhooks are told what becomes of mail."),
+    LogEvent(
+        "webhook_dispatcher", "webhook dispatcher stopped", "What they are not told yet waits for others."
+    ),
+    LogEvent(
+        "webhook_dispatcher",
+        "webhooks wait for PostgreSQL",
+        "What they are to be told waits there until PostgreSQL is back.",
+        alert="when it lasts",
+    ),
+    LogEvent("webhook_dispatcher", "webhooks are told again", "PostgreSQL is back."),
+    LogEvent(
+        "webhook_dispatcher",
+        "webhook takes no events",
+        "Nothing was taken; its events wait, and it is probed every five minutes at least. `problem` says why.",
+        alert="when no `webhook takes events again` follows within an hour",
+    ),
+    LogEvent("webhook_dispatcher", "webhook takes events again", "It is told all that waited for it."),
+    LogEvent(
+        "webhook_dispatcher",
+        "webhook was not told of an event, which is given up",
+        "It failed for about three days. `mailkeep webhooks retry NAME` tells all that was given up once more.",
+        alert="always",
+    ),
+    LogEvent(
+        "webhook_dispatcher",
+        "webhook is gone for good and disabled",
+        "It answered 410. `mailkeep webhooks enable NAME` lets it go on from where it stopped.",
+        alert="always",
+    ),
+    LogEvent(
+        "webhook_dispatcher",
+        "webhook dispatcher met a fault; trying again",
+        "A fault of ours; `at` is where it happened. The events are told again.",
         alert="always: a fault of ours",
     ),
 )

@@ -17,9 +17,10 @@ CREATE TABLE mail.erasures (
     erased_at timestamptz NOT NULL DEFAULT mail.now()
 );
 
--- A day's partitions are made and dropped with the rights of the schema's owner, so that the service's own role needs none
--- to create or drop tables: these two do nothing else.
+-- A day's partitions are made and dropped, and positions of events moved after a restore, with the rights of the schema's owner, so
+-- that the service's own role needs none to create or drop tables: these three do nothing else.
 ALTER FUNCTION mail.ensure_partitions(date, date) SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+ALTER FUNCTION mail.catch_up_positions() SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 
 CREATE OR REPLACE FUNCTION mail.drop_day(day text, parents text[]) RETURNS boolean LANGUAGE plpgsql
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $$
@@ -29,7 +30,7 @@ DECLARE
     first_id uuid := mail.uuid_floor(to_date(day, 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC');
     end_id uuid := mail.uuid_floor((to_date(day, 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC');
 BEGIN
-    IF day !~ '^[0-9]{8}$' OR NOT parents <@ ARRAY['deliveries', 'recipients', 'payloads', 'attempts'] THEN
+    IF day !~ '^[0-9]{8}$' OR NOT parents <@ ARRAY['deliveries', 'recipients', 'payloads', 'attempts', 'events'] THEN
         RAISE EXCEPTION 'mail.drop_day drops partitions of a day, nothing else' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('mail.ensure_partitions')); -- one sweep at a time, and none beside a new day
@@ -52,4 +53,4 @@ EXCEPTION WHEN lock_not_available THEN
     RETURN false;
 END $$;
 
-REVOKE ALL ON FUNCTION mail.ensure_partitions(date, date), mail.drop_day(text, text[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION mail.ensure_partitions(date, date), mail.drop_day(text, text[]), mail.catch_up_positions() FROM PUBLIC;

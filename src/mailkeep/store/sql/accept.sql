@@ -27,16 +27,17 @@ WITH asked AS (
         string_to_array($19, E'\x1f', E'\x1e'),
         string_to_array($20, E'\x1f', E'\x1e')::uuid[],
         string_to_array($21, E'\x1f', E'\x1e'),
-        $22::bytea[],
+        string_to_array($22, E'\x1f', E'\x1e'),
         $23::bytea[],
         $24::bytea[],
-        $25::bytea[]
+        $25::bytea[],
+        $26::bytea[]
     ) AS t(id, source, class, guarantee, status, next_hop, send_at, expires_at, recipient_states,
            recipient_domain, size_bytes, sensitive, template_id, catalog_version, locale, key, sender, recipients,
-           parent_id, traceparent, fingerprint, message, command, supersede_hash)
+           parent_id, traceparent, locale_chain, fingerprint, message, command, supersede_hash)
 ), recipient AS MATERIALIZED (
     SELECT *
-    FROM unnest(string_to_array($26, E'\x1f')::uuid[], $27::bytea[]) WITH ORDINALITY AS t(id, address_hash, place)
+    FROM unnest(string_to_array($27, E'\x1f')::uuid[], $28::bytea[]) WITH ORDINALITY AS t(id, address_hash, place)
 ), listed AS MATERIALIZED (
     -- By the primary key of suppressions; all that follows from it costs nothing while it is empty.
     SELECT r.id, r.place, s.reason || ': ' || s.evidence AS because
@@ -53,7 +54,7 @@ WITH asked AS (
            CASE WHEN strpos(s.recipient_states, 'o') = 0 THEN 'suppressed' ELSE status END AS status,
            next_hop, send_at, expires_at, coalesce(s.recipient_states, a.recipient_states) AS recipient_states,
            recipient_domain, size_bytes, sensitive, template_id, catalog_version, locale, key, sender, recipients,
-           parent_id, traceparent, fingerprint, message, command, supersede_hash, s.because
+           parent_id, traceparent, locale_chain, fingerprint, message, command, supersede_hash, s.because
     FROM asked a LEFT JOIN suppressed s ON s.id = a.id AND a.status <> 'suppressed'
 ), reserved AS (
     INSERT INTO mail.idempotency_keys (source, key, fingerprint, delivery_id, first_status)
@@ -65,7 +66,7 @@ WITH asked AS (
         id, source, class, guarantee, status, next_hop, accepted_at, due_at, expires_at, finished_at,
         claimed_by, claim_token, claimed_at, recipient_states, recipient_domain, size_bytes, sensitive,
         template_id, catalog_version, locale, last_reason, last_rule, supersede_hash, parent_id, traceparent,
-        suppressed_because)
+        locale_chain, suppressed_because, idempotency_key)
     SELECT id, source, class, guarantee, status, next_hop, mail.now(),
            CASE WHEN status IN ('queued', 'rendered') THEN greatest(send_at, mail.now()) END,
            expires_at,
@@ -76,7 +77,7 @@ WITH asked AS (
            recipient_states, recipient_domain, size_bytes, sensitive, template_id, catalog_version, locale,
            'on the suppression list, ' || (array_remove(because, NULL))[1],
            CASE WHEN because IS NOT NULL THEN 'suppression_list' END,
-           supersede_hash, parent_id, traceparent, because
+           supersede_hash, parent_id, traceparent, locale_chain, because, nullif(key, id::text)
     FROM input JOIN reserved USING (id)
 ), older AS (
     -- Locked in the order of their ids, so that two batches that supersede the same ones cannot deadlock.

@@ -1,7 +1,8 @@
 -- Make a new delivery ($6) of the content of delivery $1, for those of its recipients who did not get it (all, if all did),
--- due now: the parent's bytes and Message-ID under a new id, so that a receiver who has it already can tell. Reserves
+-- due in $9 seconds: the parent's bytes and Message-ID under a new id, so that a receiver who has it already can tell. Reserves
 -- ('operator_resend', $2, or its own id); where it is taken nothing is made. $5, $7: the hash of each of the parent's
--- recipients, and its address as the new delivery has it; $8: the message likewise (both may be sealed). A held parent is cancelled: the new one stands for it. Records who ($3) did it and why ($4). No row where the
+-- recipients, and its address as the new delivery has it; $8: the message likewise (both may be sealed). A held parent is
+-- cancelled: the new one stands for it. Records who ($3) did it and why ($4). No row where the
 -- parent still waits or is being sent, or its content is erased.
 WITH fresh AS MATERIALIZED (
     SELECT $6::uuid AS id
@@ -23,10 +24,12 @@ WITH fresh AS MATERIALIZED (
 ), delivered AS (
     INSERT INTO mail.deliveries (
         id, source, class, guarantee, status, next_hop, accepted_at, due_at, recipient_states, recipient_domain,
-        size_bytes, sensitive, template_id, catalog_version, locale, parent_id, traceparent)
-    SELECT reserved.id, 'operator_resend', class, guarantee, 'rendered', next_hop, mail.now(), mail.now(),
+        size_bytes, sensitive, template_id, catalog_version, locale, locale_chain, parent_id, traceparent,
+        idempotency_key)
+    SELECT reserved.id, 'operator_resend', class, guarantee, 'rendered', next_hop, mail.now(),
+           mail.now() + $9::float8 * interval '1 second',
            repeat('o', (SELECT count(*) FROM chosen)::int), recipient_domain, size_bytes, sensitive, template_id,
-           catalog_version, locale, parent.id, traceparent
+           catalog_version, locale, locale_chain, parent.id, traceparent, $2
     FROM parent, reserved
 ), addressed AS (
     INSERT INTO mail.recipients (address_hash, delivery_id)
