@@ -15,7 +15,7 @@ from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, Source
 from mailkeep.core.idempotency import address_hash
 from mailkeep.store.postgres import Store, sealed_recipients
 from mailkeep.store.reads import SCANNED_ROWS
-from mailkeep.store.sealing import Content
+from mailkeep.store.sealing import Content, SealedError
 
 
 class Verb(StrEnum):
@@ -48,7 +48,7 @@ class RedriveFilter(msgspec.Struct, frozen=True):
 
 
 class Redrivable(msgspec.Struct, frozen=True):
-    """A dead letter. `recipients` is None where its content is erased; `resent`: somebody did that already."""
+    """A dead letter. `recipients` is None where its content is erased or can't be opened; `resent`: somebody did that already."""
 
     id: UUID
     recipients: tuple[str, ...] | None
@@ -99,7 +99,10 @@ class OperatorChanges:
         recipients: Sequence[str] | None = row["recipients"]
         if recipients is not None:
             keys = self._store.payload_keys
-            recipients = tuple(keys.open_text(row["id"], Content.RECIPIENT, text) for text in recipients)
+            try:
+                recipients = tuple(keys.open_text(row["id"], Content.RECIPIENT, text) for text in recipients)
+            except SealedError:
+                recipients = None  # sealed by a key that is gone: as good as erased
         return Redrivable(row["id"], recipients, row["resent"])
 
     async def resend(
