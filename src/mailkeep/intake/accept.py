@@ -57,6 +57,8 @@ ONE_CLICK: Final = ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")
 DOUBT_WAITS_S: Final = (0.1, 0.3, 1.0, 2.0)
 """Before PostgreSQL is asked what became of a commit whose answer was lost: a connection is made anew at once, a restart or a
 switchover takes seconds. After that the caller is told to repeat."""
+DOUBT_S: Final = 10.0
+"""In all, also where the answer itself is slow to come: callers give up soon after."""
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -389,10 +391,12 @@ class Accept:
             if not fault.in_doubt:
                 raise
             doubt = fault
-        for wait_s in DOUBT_WAITS_S:
-            await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
-            with contextlib.suppress(StoreUnavailableError):
-                return await self._store.accept_again(replica_id, batch)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DOUBT_S):
+                for wait_s in DOUBT_WAITS_S:
+                    await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+                    with contextlib.suppress(StoreUnavailableError):
+                        return await self._store.accept_again(replica_id, batch)
         raise doubt
 
     def _withdraw(self, new: NewDelivery) -> None:

@@ -10,7 +10,7 @@ WITH chosen AS (
 ), deliveries AS (
     UPDATE mail.deliveries d
     SET last_reason = CASE WHEN d.last_reason IS NOT NULL THEN 'erased on request' END, suppressed_because = NULL,
-        supersede_hash = NULL, recipient_domain = 'erased.invalid'
+        supersede_hash = NULL, recipient_domain = 'erased.invalid', idempotency_key = NULL
     FROM chosen c WHERE d.id = c.id
     RETURNING d.id
 ), payloads AS (
