@@ -25,7 +25,7 @@ class Receiver:
     """An OTLP endpoint over HTTP that keeps what it gets."""
 
     def __init__(self):
-        self.spans, self.points, self.raw = [], defaultdict(list), b""
+        self.spans, self.points, self.exemplars, self.raw = [], defaultdict(list), [], b""
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,6 +58,11 @@ class Receiver:
                 for metric in scope.metrics:
                     data = getattr(metric, metric.WhichOneof("data"))
                     self.points[metric.name] += [attributes(point) for point in data.data_points]
+                    self.exemplars += [
+                        (exemplar.trace_id.hex(), exemplar.span_id)
+                        for point in data.data_points
+                        for exemplar in point.exemplars
+                    ]
 
     def named(self, name):
         """Return the spans of a name that belong to the trace of these tests, with their process."""
@@ -119,6 +124,10 @@ def test_one_trace_from_the_request_to_an_attempt_of_another_process(deployment,
     }
     assert attributes(first)["mail.attempt.status"] == "provider_rejected"
     assert attributes(second)["mail.attempt.status"] == "provider_accepted"
+    until(
+        lambda: {(TRACE_ID, first.span_id), (TRACE_ID, second.span_id)} <= set(receiver.exemplars),
+        "durations have these attempts as their examples",
+    )
 
 
 def test_a_request_without_a_trace_begins_one(deployment, receiver):

@@ -131,9 +131,6 @@ def _count(recorded: Sequence[tuple[FinishedAttempt, DeliveryStatus]]) -> None:
             if status is DeliveryStatus.DEAD_LETTER
         ),
     )
-    for finished, _ in recorded:
-        outcome = finished.outcome
-        metrics.observe_send(outcome.duration_ms, route=finished.claim.next_hop, phase=outcome.phase)
 
 
 def _without_words(outcome: Outcome) -> Outcome:

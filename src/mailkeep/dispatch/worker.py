@@ -352,6 +352,8 @@ class AttemptWorkerPool:
             certainty=outcome.certainty,
             delivered=outcome.severity is Severity.SUCCESS,
         )
+        # Here, within the span, so that a sampled one is the example of its duration (exemplars).
+        metrics.observe_send(outcome.duration_ms, route=claim.next_hop, phase=outcome.phase)
         decision = decide(
             states=claim.recipient_states,
             outcome=outcome,
