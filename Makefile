@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := server,embedded,aws,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test patroni check crash-matrix format docs bench constraints sbom audit clean
+.PHONY: help setup run demo test patroni check crash-matrix format docs screenshots bench constraints sbom audit clean
 
 help: ## Show this
 	@echo "Mailkeep: durable outbound mail. Begin with: make demo"
@@ -44,6 +44,9 @@ format: $(BIN)/.ready ## Format the code and mend what the linter can
 docs: $(BIN)/.ready ## Write what follows from the code: pages of docs/reference, api
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/python api/generate.py
+
+screenshots: $(BIN)/.ready ## Make the pictures of the console anew (needs Chromium)
+	@$(BIN)/python docs/screenshots.py
 
 bench: $(BIN)/.ready ## Measure throughput and latency on this machine
 	$(BIN)/python -m bench

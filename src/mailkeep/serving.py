@@ -34,6 +34,7 @@ def serve(
     processes: int = 1,
     listen_fd: int | None = None,
     send_fd: int | None = None,
+    console_fd: int | None = None,
     supervisor: int | None = None,
 ) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code.
@@ -45,7 +46,9 @@ def serve(
     log.configure(settings.log_level, settings.log_format, trace_ids=otel.trace_ids)
     if processes > 1:
         return _supervise(settings, processes)
-    listening = Listening(internal=_inherited(listen_fd), send=_inherited(send_fd))
+    listening = Listening(
+        internal=_inherited(listen_fd), send=_inherited(send_fd), console=_inherited(console_fd)
+    )
     try:
         telemetry = otel.start()
     except otel.TelemetryError as fault:
@@ -60,7 +63,11 @@ def serve(
 
 
 def _supervise(settings: Settings, processes: int) -> int:
-    addresses = {"--listen-fd": settings.internal_http_addr, "--send-fd": settings.send_http_addr}
+    addresses = {
+        "--listen-fd": settings.internal_http_addr,
+        "--send-fd": settings.send_http_addr,
+        "--console-fd": settings.console_addr,
+    }
     sockets: dict[str, socket.socket] = {}
     for option, address in addresses.items():
         if address is None:

@@ -72,6 +72,7 @@ class Listening(msgspec.Struct, frozen=True):
 
     internal: socket.socket | None = None
     send: socket.socket | None = None
+    console: socket.socket | None = None
 
 
 _NONE_BOUND: Final = Listening()
@@ -127,6 +128,8 @@ class Service:
         self._issuer_keys: IssuerKeys | None = None
         self._listener: HttpListener | None = None
         self._send_listener: HttpListener | None = None
+        self._catalog = catalog
+        self._console_listener: HttpListener | None = None
 
     @classmethod
     async def start(
@@ -192,6 +195,8 @@ class Service:
         await self._listen(listening.internal)
         if settings.send_http_addr is not None:
             await self._listen_for_sends(settings.send_http_addr, listening.send)
+        if settings.console_addr is not None:
+            await self._open_console(settings.console_addr, listening.console)
 
     def _consume_stream(self, commands: CommandIntake) -> None:
         from mailkeep.intake.redis_client import redis_connector  # noqa: PLC0415 - as in `ping_redis`
@@ -223,7 +228,14 @@ class Service:
             tokens=tuple(token.reveal() for token in settings.internal_http_tokens),
         )
         tls = listener_tls(settings)
-        self._listener = await _started(app, settings.internal_http_addr, listening, "internal", tls)
+        self._listener = await _started(
+            app,
+            settings.internal_http_addr,
+            listening,
+            "internal HTTP listener",
+            "MAIL_INTERNAL_HTTP_ADDR",
+            tls,
+        )
         self._log.info("internal http listener started", port=self._listener.port, tls=tls is not None)
 
     async def _listen_for_sends(self, address: Endpoint, listening: socket.socket | None) -> None:
@@ -232,7 +244,9 @@ class Service:
         app = SendHttpApp(
             accept=self._accept, bearers=Bearers(keys, tokens), rate=RateLimiter(self._settings.send_rate)
         )
-        self._send_listener = await _started(app, address, listening, "send")
+        self._send_listener = await _started(
+            app, address, listening, "send HTTP listener", "MAIL_SEND_HTTP_ADDR"
+        )
         self._log.info("send http listener started", port=self._send_listener.port)
 
     def _access_tokens(self) -> TokenJudge:
@@ -257,6 +271,14 @@ class Service:
         self._issuer_keys = IssuerKeys(settings.send_oidc_issuer, settings.send_oidc_keys_url)
         return AccessTokens(rules, self._issuer_keys)
 
+    async def _open_console(self, address: Endpoint, listening: socket.socket | None) -> None:
+        from mailkeep.console.app import Console  # noqa: PLC0415 - loaded only where there is one
+
+        console = Console(self._store, self._settings, self._catalog)
+        self._spawn(console.traffic.run(), "traffic sampler")
+        self._console_listener = await _started(console, address, listening, "console", "MAIL_CONSOLE_ADDR")
+        self._log.info("console started", port=self._console_listener.port)
+
     @property
     def http_address(self) -> Endpoint:
         """Where the internal listener listens."""
@@ -267,6 +289,12 @@ class Service:
     def send_address(self) -> Endpoint | None:
         """Where the send listener listens, None if it does not."""
         address, listener = self._settings.send_http_addr, self._send_listener
+        return Endpoint(address.host, listener.port) if address and listener else None
+
+    @property
+    def console_address(self) -> Endpoint | None:
+        """Where the console listens, None if it does not."""
+        address, listener = self._settings.console_addr, self._console_listener
         return Endpoint(address.host, listener.port) if address and listener else None
 
     async def wait(self) -> None:
@@ -286,8 +314,13 @@ class Service:
             return max(begun_s + timeout_s * share - time.monotonic(), 0.0)
 
         await asyncio.gather(
-            _stopped(self._listener, timeout_s / 3), _stopped(self._send_listener, timeout_s / 3)
+            *(
+                _stopped(listener, timeout_s / 3)
+                for listener in (self._listener, self._send_listener, self._console_listener)
+            )
         )
+        if self._console_listener is not None:
+            self._log.info("console stopped")
         if self._send_listener is not None:
             self._log.info("send http listener stopped")
         if self._listener is not None:
@@ -315,6 +348,7 @@ async def _started(
     address: Endpoint,
     listening: socket.socket | None,
     name: str,
+    setting: str,
     tls: ListenerTls | None = None,
 ) -> HttpListener:
     """Return a listener that listens. Raises `StartError`."""
@@ -323,8 +357,8 @@ async def _started(
         await listener.start()
     except OSError as fault:
         raise StartError(
-            f"the {name} HTTP listener can't use {address.host}:{address.port}: {fault.strerror or fault}; "
-            f"free the port or set MAIL_{name.upper()}_HTTP_ADDR",
+            f"the {name} can't use {address.host}:{address.port}: {fault.strerror or fault}; "
+            f"free the port or set {setting}",
             unavailable=False,
         ) from fault
     return listener

@@ -145,8 +145,8 @@ class StoppingStore(Store):
 
     heart = None
 
-    async def beat(self, replica_id, in_flight, hops_out):
-        answer = await super().beat(replica_id, in_flight, hops_out)
+    async def beat(self, replica_id, in_flight, hops_out, totals):
+        answer = await super().beat(replica_id, in_flight, hops_out, totals)
         if self.heart is not None:
             self.heart.cancel()
         return answer

@@ -48,7 +48,14 @@ OTHER_RULES = {"no_token", "shutdown", "replica_lost", "internal_fault", "no_con
 def replica(**changes):
     """Return a replica that beats."""
     values = {"id": ID, "host": "here", "pid": 4, "version": "1", "started_at": NOW, "last_seen_at": NOW}
-    values |= {"in_flight": 0, "stopped_at": None, "lost_at": None, "silent_s": 0.5, "hops_out": {}}
+    values |= {
+        "in_flight": 0,
+        "stopped_at": None,
+        "lost_at": None,
+        "silent_s": 0.5,
+        "totals": {},
+        "hops_out": {},
+    }
     return StoredReplica(**(values | changes))
 
 

@@ -12,6 +12,7 @@ def serve(
     ] = 1,
     listen_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
     send_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    console_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
     supervisor: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the service: take mail over HTTP, keep it in PostgreSQL, hand it to the next hop.
@@ -32,6 +33,11 @@ def serve(
     faults.arm(os.environ)
     raise typer.Exit(
         serving.serve(
-            settings, processes=processes, listen_fd=listen_fd, send_fd=send_fd, supervisor=supervisor
+            settings,
+            processes=processes,
+            listen_fd=listen_fd,
+            send_fd=send_fd,
+            console_fd=console_fd,
+            supervisor=supervisor,
         )
     )

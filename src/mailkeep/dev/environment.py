@@ -34,6 +34,7 @@ SINKHOLE_HTTP_PORT: Final = 8025
 STOP_HTTP_S: Final = 2.0
 HTTP_PORT: Final = 8080
 SEND_PORT: Final = 8081
+CONSOLE_PORT: Final = 8082
 LADDER: Final = "1s, 3s, 10s, 1m, 5m"
 """Short waits: whoever tries things out wants to see a retry, not to wait half an hour for it."""
 
@@ -53,7 +54,7 @@ async def development(
 ) -> AsyncIterator[DevEnvironment]:
     """Run the development environment under `data_dir`; everything is stopped at the end.
 
-    Ports: 8080, 8081, 2525 and 8025 unless they are taken or `any_port` is set; then free ones. Raises `EmbeddedError`,
+    Ports: 8080, 8081, 8082, 2525 and 8025 unless they are taken or `any_port` is set; then free ones. Raises `EmbeddedError`,
     `SettingsError`, `StartError`.
     """
     async with AsyncExitStack() as stack:
@@ -88,6 +89,8 @@ async def development(
                 "MAIL_SINKHOLE_ADDR": f"127.0.0.1:{sinkhole.port}",
                 "MAIL_INTERNAL_HTTP_ADDR": f"127.0.0.1:{_free_port(0 if any_port else HTTP_PORT)}",
                 "MAIL_SEND_HTTP_ADDR": f"127.0.0.1:{_free_port(0 if any_port else SEND_PORT)}",
+                "MAIL_CONSOLE_ADDR": f"127.0.0.1:{0 if any_port else _free_port(CONSOLE_PORT)}",
+                "MAIL_SINKHOLE_URL": f"http://127.0.0.1:{looks.port}",
                 "MAIL_RETRY_LADDER_AUTH": LADDER,
                 "MAIL_RETRY_LADDER_TRANSACTIONAL": LADDER,
                 "MAIL_RETRY_LADDER_RELAY": LADDER,
@@ -108,6 +111,7 @@ async def development(
             mode_file=str(mode_file),
             redis_socket=str(redis.socket) if redis else None,
             sinkhole_url=f"http://127.0.0.1:{looks.port}",
+            console_url=f"http://{service.console_address}" if service.console_address else None,
         )
         state_file = data_dir / STATE_FILE
         state_file.write_bytes(msgspec.json.format(msgspec.json.encode(state)))

@@ -43,11 +43,13 @@ async def run(data_dir: Path, *, examples: bool, once: bool) -> bool:
 
 
 def _introduce(console: Console, state: DevState, data_dir: Path) -> None:
+    if state.console_url:
+        console.print(f"  Console    [bold]{state.console_url}/inbox[/] (what arrives shows up here)")
     console.print(f"  HTTP API   http://{state.http_host}:{state.http_port}")
     console.print(
         f"  Sinkhole   127.0.0.1:{state.sinkhole_port} (takes all mail; nothing leaves this machine)"
     )
-    console.print(f"  Its inbox  {state.sinkhole_url}/messages")
+    console.print(f"  Its API    {state.sinkhole_url}/messages")
     console.print(f"  PostgreSQL {state.postgres_dsn}", markup=False, soft_wrap=True)
     console.print(f"  Redis      {state.redis_socket or 'not found: stream intake is off'}")
     console.print(f"  Log        {data_dir / 'mailkeep.log'}; of the sinkhole: {data_dir / SINKHOLE_LOG}\n")

@@ -20,6 +20,7 @@ class DevState(msgspec.Struct, frozen=True):
     mode_file: str
     redis_socket: str | None = None
     sinkhole_url: str | None = None  # of its HTTP API
+    console_url: str | None = None
 
     @property
     def environ(self) -> dict[str, str]:

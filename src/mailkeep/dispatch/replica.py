@@ -20,6 +20,7 @@ from mailkeep.core.ids import new_id
 from mailkeep.core.queue import HopOut
 from mailkeep.store.errors import StoreUnavailableError, translated
 from mailkeep.store.postgres import Store
+from mailkeep.telemetry import metrics
 from mailkeep.version import __version__
 
 SILENT_SHARE: Final = 0.5
@@ -106,7 +107,7 @@ class Replica:
         with translated():
             try:
                 async with asyncio.timeout(self._ttl_s):
-                    now = await self._store.beat(self.id, self.in_flight, self.hops_out)
+                    now = await self._store.beat(self.id, self.in_flight, self.hops_out, metrics.totals())
             except TimeoutError:
                 await self._store.renew_connections()
                 raise

@@ -118,7 +118,7 @@ class OperatorRedrive:
         resent = await self._changes.resend(
             letter.id,
             letter.recipients or (),
-            key=None if request.force else f"redrive:{letter.id}",
+            key=None if request.force else redrive_key(letter.id),
             actor=request.actor,
             reason=request.reason,
             wait_s=wait_s,
@@ -126,6 +126,11 @@ class OperatorRedrive:
         if nth == 0 and wait_s < WAKE_AFTER_S:
             await self._store.notify_due()
         return resent
+
+
+def redrive_key(parent_id: UUID) -> str:
+    """Return the idempotency key of every redrive of one dead letter."""
+    return f"redrive:{parent_id}"
 
 
 def _filter(request: RedriveRequest) -> RedriveFilter:

@@ -344,6 +344,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting(SENDERS_FILE, "What else bearers own, by claims (TOML).", unset="nothing else"),
     ] = None
 
+    console_addr: Annotated[
+        Endpoint | None,
+        Setting(
+            LISTEN,
+            "Where the console listens, pages for people; it takes the tokens of the internal API. Put TLS before it.",
+            unset="off; `mailkeep dev` has one",
+        ),
+    ] = None
+
     template_dir: Annotated[
         Path | None, Setting(FOLDER, "The template catalog.", unset="the shipped catalog")
     ] = None
@@ -790,6 +799,25 @@ _RULES: Final = (
             and s.send_http_addr == s.internal_http_addr
         ),
         "is the same as MAIL_INTERNAL_HTTP_ADDR; the two listeners are apart",
+    ),
+    _Rule(
+        ("MAIL_CONSOLE_ADDR", "MAIL_INTERNAL_HTTP_TOKENS", "MAIL_INTERNAL_HTTP_AUTH"),
+        lambda s: (
+            _off_loopback(s.console_addr)
+            and not s.internal_http_tokens
+            and s.internal_http_auth is not HttpAuth.NONE
+        ),
+        "is not on loopback, so that it needs MAIL_INTERNAL_HTTP_TOKENS (or MAIL_INTERNAL_HTTP_TOKENS_FILE) to log in with;"
+        " MAIL_INTERNAL_HTTP_AUTH=none opens it to its whole network",
+    ),
+    _Rule(
+        ("MAIL_CONSOLE_ADDR", "MAIL_INTERNAL_HTTP_ADDR", "MAIL_SEND_HTTP_ADDR"),
+        lambda s: (
+            s.console_addr is not None
+            and s.console_addr.port != 0
+            and s.console_addr in (s.internal_http_addr, s.send_http_addr)
+        ),
+        "is the same as MAIL_INTERNAL_HTTP_ADDR or MAIL_SEND_HTTP_ADDR; the listeners are apart",
     ),
     _Rule(
         ("MAIL_SMTP_MODE", "MAIL_ENVIRONMENT"),

@@ -168,7 +168,7 @@ class SinkholeApi:
 
     def _may_not(self, request: Request) -> Refusal | None:
         if self._token is None:
-            if _is_local(request.headers.get("host", "")):
+            if is_local(request.headers.get("host", "")):
                 return None
             return Refusal(HTTPStatus.FORBIDDEN, "forbidden", "the Host header must name this machine")
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -274,7 +274,7 @@ def _parameters(request: Request, kind: type[P]) -> P:
         raise Refusal(HTTPStatus.BAD_REQUEST, "invalid_field", str(fault)) from None
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
     """Whether a Host header names this machine: `localhost` or a loopback address, with or without a port (RFC 9110 section 7.2)."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     try:

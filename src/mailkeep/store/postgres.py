@@ -60,6 +60,7 @@ Stored: TypeAlias = UUID | Suppressed | KeyHolder | StoreError
 """What became of a delivery that was to be stored: its id; what the suppression list left of it; who holds its key; why not."""
 _NO_KEYS: Final = PayloadKeys()
 _NONE_OUT: Final[Mapping[str, HopOut]] = {}
+_NOTHING_DONE: Final[Mapping[str, int]] = {}
 
 # The hot statements reach rows by index only. A plan made while the tables were empty would otherwise be kept, with
 # its sequential scans, while they fill.
@@ -411,10 +412,17 @@ class Store:
         return rows[0]["last_seen_at"], rows[0]["up_s"]
 
     async def beat(
-        self, replica_id: UUID, in_flight: int, hops_out: Mapping[str, HopOut] = _NONE_OUT
+        self,
+        replica_id: UUID,
+        in_flight: int,
+        hops_out: Mapping[str, HopOut] = _NONE_OUT,
+        totals: Mapping[str, int] = _NOTHING_DONE,
     ) -> datetime | None:
-        """Say that a replica lives; answers the database's clock, or None when it was declared lost."""
-        rows = await self.fetch("beat", replica_id, in_flight, _json(hops_out))
+        """Say that a replica lives; answers the database's clock, or None when it was declared lost.
+
+        `totals`: what it did since it began, by name.
+        """
+        rows = await self.fetch("beat", replica_id, in_flight, _json(hops_out), _json(totals))
         return rows[0]["last_seen_at"] if rows else None
 
     async def stop_replica(self, replica_id: UUID) -> None:

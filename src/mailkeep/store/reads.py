@@ -140,7 +140,10 @@ class StoredChange(msgspec.Struct, frozen=True):
 
 
 class StoredReplica(msgspec.Struct, frozen=True):
-    """One replica; `silent_s` is how long ago it was heard of, by the database's clock."""
+    """One replica; `silent_s` is how long ago it was heard of, by the database's clock.
+
+    `totals`: what it did since it began, deliveries `accepted` and attempts by status.
+    """
 
     id: UUID
     host: str
@@ -153,6 +156,29 @@ class StoredReplica(msgspec.Struct, frozen=True):
     lost_at: datetime | None
     silent_s: float
     hops_out: dict[str, HopOut]
+    totals: dict[str, int]
+
+
+class StoredContent(msgspec.Struct, frozen=True):
+    """A delivery's content for a person to look at.
+
+    `withheld`: a login code or sensitive otherwise; nothing of it is read. `kept`: its payload is not erased. `message` is
+    None then, or where it is not rendered yet, or larger than asked for: `size_bytes` tells.
+    """
+
+    withheld: bool
+    kept: bool
+    size_bytes: int | None
+    message: bytes | None
+    sealed: bool = False  # by a key that is not here
+
+
+class ClassQueue(msgspec.Struct, frozen=True, rename={"name": "class"}):
+    """How many deliveries of one class wait, and for how long the one due longest has been due (0: none is)."""
+
+    name: str
+    depth: int
+    oldest_age_ms: float
 
 
 class ShapeBy(StrEnum):
@@ -240,6 +266,26 @@ class QueueReads:
         """Return the last changes by hand of a delivery, at most `CHANGES_READ`, the newest first."""
         rows = await self._store.fetch("read_changes", delivery_id, CHANGES_READ)
         return tuple(msgspec.convert(dict(row), StoredChange) for row in rows)
+
+    async def content(self, delivery_id: UUID, max_bytes: int) -> StoredContent | None:
+        """Return what may be shown of one delivery's content, None if there is none with this id."""
+        rows = await self._store.fetch("read_content", delivery_id, max_bytes)
+        if not rows:
+            return None
+        fields, is_sealed = dict(rows[0]), False
+        try:
+            message = fields["message"]
+            fields["message"] = message and self._store.payload_keys.open(
+                delivery_id, Content.MESSAGE, message
+            )
+        except SealedError:
+            fields["message"], is_sealed = None, True
+        return StoredContent(**fields, sealed=is_sealed)
+
+    async def schedule(self) -> tuple[ClassQueue, ...]:
+        """Return what waits, by class; a class of which nothing waits is left out."""
+        rows = await self._store.fetch("read_schedule")
+        return tuple(msgspec.convert(dict(row), ClassQueue) for row in rows)
 
     async def queue(self, wanted: QueueFilter, limit: int) -> tuple[StoredDelivery, ...]:
         """Return up to `limit` deliveries that are waiting, sending or held, the one due longest first."""
@@ -350,6 +396,7 @@ def replica_of(row: asyncpg.Record) -> StoredReplica:
     """Return a row of `read_replicas` as a value."""
     fields = dict(row)
     fields["hops_out"] = msgspec.json.decode(fields["hops_out"], type=dict[str, HopOut])
+    fields["totals"] = msgspec.json.decode(fields["totals"], type=dict[str, int])
     return msgspec.convert(fields, StoredReplica)
 
 

@@ -187,6 +187,7 @@ _COUNTERS: Final = {
     for metric in METRICS
     if metric.kind == "counter"
 }
+_totals: Counter[str] = Counter()
 _SEND_DURATION: Final = _METER.create_histogram(
     SEND_DURATION.name,
     SEND_DURATION.unit,
@@ -200,6 +201,15 @@ def count(metric: Metric, events: Iterable[tuple[str, ...]]) -> None:
     counter = _COUNTERS[metric.name]
     for values, number in Counter(events).items():
         counter.add(number, dict(zip(metric.attributes, values, strict=True)))
+        if metric is ACCEPTED:
+            _totals["accepted"] += number
+        elif metric is OUTCOMES:
+            _totals[values[0]] += number
+
+
+def totals() -> dict[str, int]:
+    """Return what this process did since it began, exported or not: deliveries `accepted`, attempts by status."""
+    return dict(_totals)
 
 
 def observe_send(duration_ms: float, *, route: str, phase: str) -> None:

@@ -42,6 +42,18 @@ LOG_EVENTS: Final = (
         "internal http listener stopped",
         "No request is taken any more; those in flight were answered.",
     ),
+    LogEvent("service", "console started", "The pages for people answer from now on."),
+    LogEvent("service", "console stopped", "The pages for people are gone."),
+    LogEvent(
+        "console",
+        "page met a fault",
+        "A page was answered 500; `at` is where it happened. Nothing was changed, or the change is recorded.",
+        alert="always: a fault of ours",
+    ),
+    LogEvent("console", "login refused", "Somebody gave a token that is none.", alert="when frequent"),
+    LogEvent(
+        "console", "sinkhole changed by hand", "Its mode or its inbox, from the console; `actor` is who."
+    ),
     LogEvent(
         "service", "send http listener started", "`POST /send` takes mail with API keys and access tokens."
     ),
