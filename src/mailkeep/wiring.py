@@ -234,7 +234,7 @@ class Service:
             listening,
             "internal HTTP listener",
             "MAIL_INTERNAL_HTTP_ADDR",
-            tls,
+            tls=tls,
         )
         self._log.info("internal http listener started", port=self._listener.port, tls=tls is not None)
 
@@ -349,6 +349,7 @@ async def _started(
     listening: socket.socket | None,
     name: str,
     setting: str,
+    *,
     tls: ListenerTls | None = None,
 ) -> HttpListener:
     """Return a listener that listens. Raises `StartError`."""

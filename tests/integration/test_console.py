@@ -20,6 +20,7 @@ from mailkeep.sinkhole.mode_source import FixedModeSource
 from mailkeep.sinkhole.script import parse_mode
 from mailkeep.sinkhole.server import Sinkhole
 from mailkeep.sinkhole.transcripts import Transcripts
+from mailkeep.store.sealing import new_key
 
 PAGES = (
     "/",
@@ -168,6 +169,18 @@ async def test_login_codes_and_erased_content_are_not_shown(console, next_hop, d
     await execute(dsn, "DELETE FROM mail.payloads WHERE delivery_id = $1::uuid", erased)
     assert "is erased" in (await visitor.see(f"/deliveries/{erased}/message")).text
     assert "ann@" not in (await visitor.see("/deliveries")).text
+
+
+async def test_content_that_is_sealed_is_opened_to_be_looked_at(serve, tmp_path):
+    """A message at rest under a key is shown by a process that has the key."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"{new_key('k1')}\n")
+    keys.chmod(0o600)
+    served = await serve(MAIL_PAYLOAD_KEYS_FILE=str(keys), **CONSOLE)
+    visitor = Visitor(served)
+    delivery_id = await accept(served)
+    assert "It works." in (await visitor.see(f"/deliveries/{delivery_id}/message?view=text")).text
+    await visitor.client.aclose()
 
 
 async def test_a_fault_is_a_page(console):
