@@ -431,7 +431,7 @@ class SinkProcess(Process):
 
     def spawn(self, **environ: str) -> None:
         """Start it; `ready` waits for it."""
-        self.arguments = ["sinkhole", "run", "--port", str(self._port)]
+        self.arguments = ["sinkhole", "run", "--port", str(self._port), "--http", "off"]
         self.arguments += ["--mode-file", str(self.mode_file), "--capture-file", str(self.capture_file)]
         super().spawn(**environ)
 

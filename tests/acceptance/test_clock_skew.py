@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from harness import QUICK, Database, Deployment, Service, mails, rendered, submit_all, until
-from ledger import Submission
 
 from mailkeep.core.ids import new_id
+from mailkeep.drill.ledger import Submission
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 FIRST_WAIT_S = 0.2 * 0.9  # the ladder of QUICK with its least jitter

@@ -11,8 +11,9 @@ from itertools import pairwise
 
 import pytest
 from harness import PATIENCE_S, QUICK, Deployment, Service, mails, migrate, submit
-from ledger import Copy, Submission
 from patroni_kit import PatroniCluster, missing
+
+from mailkeep.drill.ledger import Copy, Submission
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed (see .ci/run): {missing()}")
 RATE_S = 0.02

@@ -24,7 +24,8 @@ from harness import (
     unanswered,
     until,
 )
-from ledger import Submission
+
+from mailkeep.drill.ledger import Submission
 
 DISK_MB = 160
 LARGE_BYTES = 60_000

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from harness import QUICK, Cluster, Deployment, SinkThread, mails, own_environment, submit_all, until
-from ledger import Submission
+
+from mailkeep.drill.ledger import Submission
 
 ROOT = Path(__file__).parents[2]
 PREVIOUS = (ROOT / "tests/data/previous_release.txt").read_text().split()[0]

@@ -76,8 +76,12 @@ def run(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 2525,
     http: Annotated[
-        str, typer.Option(help="Where its HTTP API listens: inbox, transcripts, mode; 'off' for none.")
-    ] = USUAL_HTTP,
+        str | None,
+        typer.Option(
+            help="Where its HTTP API listens: inbox, transcripts, mode; 'off' for none.",
+            show_default=f"{USUAL_HTTP}, or a free port where that is taken",
+        ),
+    ] = None,
     http_token_file: Annotated[
         Path | None, typer.Option(help="File with the bearer token of the HTTP API; needed off loopback.")
     ] = None,
@@ -134,7 +138,7 @@ def run(
     limits = Limits(is_strict=not lenient, greylist_window_s=_duration(greylist_window), seed=seed)
     try:
         refuse_in_production(_environment())
-        endpoint, token = _http(http, http_token_file, allow_remote=allow_remote)
+        endpoint, token = _http(http or _usual_http(), http_token_file, allow_remote=allow_remote)
         tls = _tls(host, tls_cert, tls_key, tls_ca_file, implicit_tls=implicit_tls)
         credentials = _credentials(username, password_file)
         sinkhole = Sinkhole(
@@ -415,6 +419,20 @@ async def _serve(
 
 def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _usual_http() -> str:
+    """Return where the HTTP API listens if nobody says; several sinkholes may run side by side."""
+    import socket
+
+    host, _, port = USUAL_HTTP.rpartition(":")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError:
+            return f"{host}:0"
+    return USUAL_HTTP
 
 
 def _http(http: str, token_file: Path | None, *, allow_remote: bool) -> "tuple[Endpoint | None, str | None]":

@@ -117,7 +117,18 @@ class LocalDeployment:
             **({"MAIL_REDIS_MASTER_ADDR": str(self.redis_socket)} if self.redis_socket else {}),
             **environ,
         }
-        sinkhole = (sys.executable, "-m", "mailkeep", "sinkhole", "run", "--port", str(sink_port), "--json")
+        sinkhole = (
+            sys.executable,
+            "-m",
+            "mailkeep",
+            "sinkhole",
+            "run",
+            "--port",
+            str(sink_port),
+            "--http",
+            "off",
+            "--json",
+        )
         files = ("--mode-file", str(folder / MODE_FILE), "--capture-file", str(folder / CAPTURE_FILE))
         stack.callback(Spawned((*sinkhole, *files), self._environ, folder / "sinkhole.log").end)
         self.processes: list[Spawned] = []
