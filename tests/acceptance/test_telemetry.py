@@ -13,12 +13,20 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from mailkeep.drill.producer import template
-from mailkeep.telemetry.metrics import DEAD_LETTERS, MALFORMED, METRICS, TAKEOVERS, UNKNOWN
+from mailkeep.telemetry.metrics import (
+    DEAD_LETTERS,
+    MALFORMED,
+    METRICS,
+    RESERVED_DOMAIN,
+    TAKEOVERS,
+    UNKNOWN,
+    WEBHOOK_EVENTS,
+)
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
-UNPROVOKED = {MALFORMED.name, UNKNOWN.name}
-"""No Redis and no lost reply in these tests."""
+UNPROVOKED = {MALFORMED.name, RESERVED_DOMAIN.name, UNKNOWN.name, WEBHOOK_EVENTS.name}
+"""No Redis, no reserved domain, no lost reply and no webhook in these tests."""
 
 
 class Receiver:

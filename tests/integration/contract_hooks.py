@@ -18,7 +18,7 @@ KEY = "Idempotency-Key"
 BEYOND_SCHEMA = {
     *(("invalid_address", name) for name in ("email", "from", "to[0]", "cc[0]", "bcc[0]", "reply_to[0]")),
     ("idempotency_conflict", "idempotency_key"),  # a case that breaks something else may have used the key
-    ("invalid_field", "domain"),
+    *(("invalid_field", name) for name in ("actor", "domain", "reason")),
     ("invalid_field", "recipient"),
     ("too_large", "payload.attachments"),
 }

@@ -142,7 +142,11 @@ async def test_a_start_needs_a_key_for_the_sender(serve, keys_file):
 def _new(delivery_class):
     message = b"From: mail@mailkeep.example\r\nSubject: x\r\n\r\nText\r\n"
     return SimpleNamespace(
-        id=new_id(time.time()), sender=f"mail@{DOMAIN}", message=message, delivery_class=delivery_class
+        id=new_id(time.time()),
+        sender=f"mail@{DOMAIN}",
+        author_domain=None,
+        message=message,
+        delivery_class=delivery_class,
     )
 
 

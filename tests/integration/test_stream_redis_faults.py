@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from redis.exceptions import OutOfMemoryError
-from smtp_servers import free_port
 from stream_kit import GROUP, STREAM, Valkey, add, deliveries, drained, fields, malformed, pending, until
 
 from mailkeep.intake import redis_client, stream
@@ -234,24 +233,3 @@ async def test_a_server_without_memory_is_read_on(streaming, valkey, dsn):
     assert set(await deliveries(dsn)) == {"order-1", "order-3"}
     valkey.do("CONFIG", "SET", "maxmemory", "0")
     await works(valkey, dsn, 4)
-
-
-async def test_a_slot_that_has_moved_is_survived(serve, dsn, log_lines, monkeypatch):
-    """MOVED and CLUSTERDOWN: a cluster that has the stream elsewhere, or nowhere, is complained of once and asked again."""
-    monkeypatch.setattr(stream, "RETRY_LAST_S", 0.5)
-    folder = Path(tempfile.mkdtemp(prefix="mk-valkey-"))
-    valkey = Valkey(folder, port=free_port()).start(
-        "--cluster-enabled", "yes", "--cluster-port", str(free_port())
-    )
-    try:
-        await serve(MAIL_REDIS_MASTER_ADDR=str(valkey.socket))
-        await until(
-            lambda: [line for line in said(log_lines, COMPLAINT) if "CLUSTERDOWN" in line["error"]],
-            "it is noticed",
-        )
-        valkey.do("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-        await works(valkey, dsn, 1)
-        assert len(said(log_lines, RELIEF)) == 1
-    finally:
-        valkey.stop()
-        shutil.rmtree(folder)

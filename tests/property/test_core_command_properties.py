@@ -163,6 +163,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "source": (Source.API, Source.SQL),
     "delivery_class": (DeliveryClass.AUTH, DeliveryClass.RELAY),
     "guarantee": (Guarantee.AT_LEAST_ONCE, Guarantee.AT_MOST_ONCE),
+    "sender": (None, Mailbox("ann", "example.org")),
     "content": (RenderedContent("a", "b", None), TemplateContent("a", "b", {})),
     "to": ((ANN,), (ZOE,)),
     "cc": ((), (ZOE,)),

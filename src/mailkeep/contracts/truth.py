@@ -277,6 +277,8 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
     FlushRequest: {
         "domain": {"description": "Of the first recipient."},
         "next_hop": {"description": "By its name."},
+        "reason": _ONE_LINE,
+        "actor": saying("Who does it; a name that your people know.", **_ONE_LINE),
     },
     LoginCodeAnswer: {"outcome": one_of(("sent", "suppressed"))},
     DeliveryAnswer: {"status": one_of(DeliveryStatus)},

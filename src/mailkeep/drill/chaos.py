@@ -303,13 +303,16 @@ class Chaos:
         match strike.kind:
             case StrikeKind.KILL:
                 self._losses.append(struck)
+                place.state = (
+                    _State.STOPPING
+                )  # first: who interrupts here must not take it for one that gave up
                 process.end(SIGKILL)
                 self._deployment.replace(place.index)
                 place.state = _State.STARTING
             case StrikeKind.STOP:
                 self._stops.append(struck)
-                process.send(SIGTERM)
                 place.state = _State.STOPPING
+                process.send(SIGTERM)
             case _:
                 process.send(SIGSTOP)
                 place.state, place.until_s = _State.FROZEN, time.monotonic() + strike.lasts_s
