@@ -47,7 +47,7 @@ def sent_before_dot():
     async def send(self, claim, message, fence):
         do_later(sound(self, claim, message, fence))
         recipients = tuple(enumerate(claim.recipients))
-        envelope = Envelope(str(claim.id), claim.sender, recipients, message, smtputf8=False, eightbit=False)
+        envelope = Envelope(claim.sender, recipients, message, smtputf8=False, eightbit=False)
         end = ending.ended_by_reply(Phase.DOT, Reply(250, "2.0.0", (), "Ok", "250 2.0.0 Ok"))
         return ending.conclude(envelope, end, (), began_s=0.0, ended_s=0.0)
 

@@ -94,7 +94,7 @@ def mail(
 ) -> Envelope:
     """An envelope for `recipients`, one of them by default."""
     addresses = recipients or ("to@example.test",)
-    return Envelope("delivery", sender, tuple(enumerate(addresses)), message, **options)
+    return Envelope(sender, tuple(enumerate(addresses)), message, **options)
 
 
 async def send(hop: NextHop, envelope: Envelope | None = None, fence: OpenFence | None = None) -> Outcome:

@@ -80,7 +80,7 @@ CODES = st.sampled_from([150, 220, 250, 251, 252, 354, 421, 450, 451, 452, 503, 
 @given(st.lists(CODES, min_size=6, max_size=12), st.integers(1, 4), st.booleans())
 def test_the_body_is_awaited_only_for_an_accepted_recipient(codes, recipients, pipelining):
     """However a server answers: body only after MAIL 2yz, a RCPT 2yz and DATA 3yz; a lone dot only if no RCPT was 2yz."""
-    envelope = Envelope("id", "", tuple((ordinal, "a@y.test") for ordinal in range(recipients)), b"a: b\r\n")
+    envelope = Envelope("", tuple((ordinal, "a@y.test") for ordinal in range(recipients)), b"a: b\r\n")
     talk = transaction(envelope, Capabilities(pipelining=pipelining))
     said, heard = [], []
     try:
@@ -115,7 +115,7 @@ def test_the_body_is_awaited_only_for_an_accepted_recipient(codes, recipients, p
 @example('"\r\n"@b.test', "a@b.test")
 def test_no_address_breaks_out_of_its_command(sender, recipient):
     """Either the envelope is refused, or each command is one line with one pair of brackets outside of quotes."""
-    envelope = Envelope("id", sender, ((0, recipient),), b"a: b\r\n")
+    envelope = Envelope(sender, ((0, recipient),), b"a: b\r\n")
     try:
         check_safe(envelope)
     except UnsafeEnvelopeError:
@@ -143,7 +143,7 @@ def test_a_server_that_takes_few_at_once_gets_the_rest_in_new_transactions(recip
     states, transactions = "o" * recipients, 0
     while "o" in states:
         still_open = [ordinal for ordinal, state in enumerate(states) if state == "o"]
-        envelope = Envelope("id", "", tuple((ordinal, "a@y.test") for ordinal in still_open), b"a: b\r\n")
+        envelope = Envelope("", tuple((ordinal, "a@y.test") for ordinal in still_open), b"a: b\r\n")
         end, heard = converse_with_limit(envelope, limit, pipelining)
         outcome = conclude(envelope, end, heard, began_s=0.0, ended_s=1.0)
         decision = decide(

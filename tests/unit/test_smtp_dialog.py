@@ -59,7 +59,7 @@ def open_with(hop, *answers, loopback=True):
 
 def envelope(*recipients):
     """An envelope of six bytes for `recipients`."""
-    return Envelope("id", "f@x.test", tuple(enumerate(recipients or ("t@y.test",))), b"a: b\r\n")
+    return Envelope("f@x.test", tuple(enumerate(recipients or ("t@y.test",))), b"a: b\r\n")
 
 
 LOGIN = {"username": "ann", "password": "pass"}
@@ -401,7 +401,7 @@ def test_data_refused_after_recipients_is_about_the_message():
 )
 def test_what_can_not_go_is_not_begun(offered, message, options, kind, enhanced):
     """The announcement is the answer: permanent, nothing said, the connection as good as before."""
-    said, end = play(transaction(Envelope("id", "", ((0, "a@y.test"),), message, **options), offered))
+    said, end = play(transaction(Envelope("", ((0, "a@y.test"),), message, **options), offered))
     assert said == []
     assert (end.kind, end.enhanced, end.clean) == (kind, enhanced, True)
     assert end.verdict.severity is Severity.PERMANENT

@@ -18,7 +18,7 @@ def reply(text):
 
 def concluded(end, *rcpt, mail="250 ok"):
     """Conclude an attempt for recipients with ordinals 3, 4, …, answered with `rcpt`."""
-    envelope = Envelope("id", "", tuple((number + 3, "a@y.test") for number in range(len(rcpt))), b"")
+    envelope = Envelope("", tuple((number + 3, "a@y.test") for number in range(len(rcpt))), b"")
     heard = [Heard(Phase.MAIL, "MAIL FROM:<…>", reply(mail), 10.0)]
     heard += [Heard(Phase.RCPT, "RCPT TO:<…>", text and reply(text), 10.1) for text in rcpt]
     return conclude(envelope, end, heard, began_s=9.9, ended_s=10.25)

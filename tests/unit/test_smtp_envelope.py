@@ -43,7 +43,7 @@ BAD = [
 
 def envelope(sender="from@client.test", recipients=("to@example.test",), message=b"a: b\r\n"):
     """An envelope that is safe but for what is given."""
-    return Envelope("id", sender, tuple(enumerate(recipients)), message)
+    return Envelope(sender, tuple(enumerate(recipients)), message)
 
 
 @pytest.mark.parametrize("address", GOOD)
@@ -115,5 +115,5 @@ def test_needs_are_seen_whether_or_not_they_are_said():
     assert envelope(sender="ö@client.test").needs_smtputf8
     assert envelope(recipients=("a@example.test", "ö@example.test")).needs_smtputf8
     assert envelope(message="ö".encode()).needs_8bitmime
-    told = Envelope("id", "", ((0, "a@example.test"),), b"", smtputf8=True, eightbit=True)
+    told = Envelope("", ((0, "a@example.test"),), b"", smtputf8=True, eightbit=True)
     assert (told.needs_smtputf8, told.needs_8bitmime) == (True, True)

@@ -35,7 +35,7 @@ class AddressError(ValueError):
     """Not an address we can send to; the message says why and never repeats the address."""
 
 
-class Mailbox(msgspec.Struct, frozen=True):
+class Mailbox(msgspec.Struct, frozen=True, gc=False):
     """One address. `domain` is a lower-case A-label; `local` is as given; `display` may be any printable text."""
 
     local: str

@@ -21,6 +21,7 @@ from mailkeep.core.address import (
     parse_mailbox,
 )
 from mailkeep.core.delivery import DeliveryClass, Guarantee, Source
+from mailkeep.core.ids import read_id
 
 ID_DRIFT_S: Final = 86_400.0
 """How far the instant in a producer's delivery id may be from now: the store keeps a partition for each day around now."""
@@ -94,7 +95,7 @@ class Limits(msgspec.Struct, frozen=True):
     variables_depth: int = 8
 
 
-class Attachment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Attachment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A file that goes with the mail; `content` is base64 on the wire. With `content_id` it is inline (`cid:`)."""
 
     filename: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
@@ -103,7 +104,7 @@ class Attachment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
 
 
-class Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """What to send and to whom: `subject` with `text` and/or `html`, or `template_id` with `locale` and `variables`."""
 
     to: tuple[str, ...]
@@ -142,7 +143,7 @@ class DeliveryRequest(
     traceparent: str | None = None
 
 
-class RenderedContent(msgspec.Struct, frozen=True, tag="rendered"):
+class RenderedContent(msgspec.Struct, frozen=True, tag="rendered", gc=False):
     """Content that comes ready: at least one of `text` and `html`."""
 
     subject: str
@@ -150,7 +151,7 @@ class RenderedContent(msgspec.Struct, frozen=True, tag="rendered"):
     html: str | None
 
 
-class TemplateContent(msgspec.Struct, frozen=True, tag="template"):
+class TemplateContent(msgspec.Struct, frozen=True, tag="template", gc=False):
     """Content that the catalog renders; `variables` is plain JSON data."""
 
     template_id: str
@@ -168,7 +169,7 @@ class BounceContent(msgspec.Struct, frozen=True, tag="bounce"):
     head: bytes  # CRLF lines
 
 
-class Command(msgspec.Struct, frozen=True):
+class Command(msgspec.Struct, frozen=True, gc=False):
     """A validated request. Everything in it means the same whichever intake it came through.
 
     `sender`: who sends it, if not the deployment's own address.
@@ -302,7 +303,7 @@ def command_of(request: DeliveryRequest, source: Source, rules: CommandRules) ->
 
 def parse_delivery_id(text: str, now_s: float, max_age_s: float = ID_DRIFT_S) -> UUID:
     """Return a producer's own delivery id. Raises `CommandError` unless it is a UUIDv7 and at most `max_age_s` old."""
-    delivery_id = UUID(text) if UUID_V7.fullmatch(text) else UUID(int=0)
+    delivery_id = read_id(text) if UUID_V7.fullmatch(text) else UUID(int=0)
     age_s = now_s - (delivery_id.int >> 80) / 1000
     if not delivery_id.int or not -ID_DRIFT_S <= age_s <= max_age_s:
         days = round(max_age_s / 86_400)
@@ -435,6 +436,8 @@ def _forbid(payload: Payload, names: tuple[str, ...], mode: PayloadMode) -> None
 
 
 def _mailboxes(texts: tuple[str, ...], field: str) -> tuple[Mailbox, ...]:
+    if not texts:
+        return ()
     mailboxes = []
     for index, text in enumerate(texts):
         try:

@@ -12,7 +12,7 @@ OUTAGE_SCOPES: Final = frozenset({Scope.NEXT_HOP, Scope.CREDENTIAL})
 """Not the message's fault: parked without using a rung until the next hop is well again."""
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """What the recorder writes: the new status, and for a waiting one how long it waits."""
 
     status: DeliveryStatus

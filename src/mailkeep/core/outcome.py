@@ -63,7 +63,7 @@ class Retry(StrEnum):
     AT_ONCE = "at_once"  # the server took no more in one transaction: in a new one, if this one delivered
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The classification of one reply or failure; `rule` names the row of the rules table that decided.
 
     `wait_hint_s` is what the server asked us to wait at least, 0 to `MAX_WAIT_HINT_S`.
@@ -77,7 +77,7 @@ class Verdict(msgspec.Struct, frozen=True):
     wait_hint_s: float = 0.0
 
 
-class RecipientOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
+class RecipientOutcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One recipient in one attempt. `ordinal` is its index in the delivery's recipient list, from 0."""
 
     ordinal: int
@@ -109,7 +109,7 @@ class RecipientOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.suppress and self.severity is Severity.PERMANENT
 
 
-class Step(msgspec.Struct, frozen=True, array_like=True):
+class Step(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One exchange of the SMTP dialog as kept on the attempt: secrets and addresses masked, text cut."""
 
     phase: Phase
@@ -118,7 +118,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
     at_ms: float  # since the attempt began
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """One finished attempt. `recipients` holds exactly the recipients that this attempt addressed.
 
     `retry` and `wait_hint_s` are for those it left open: the longest wait that any of their servers' answers asked for.

@@ -16,7 +16,7 @@ SUSPECT_TAKEOVERS: Final = 2
 """From here on a delivery is claimed alone, so that the next crash can't take an innocent one with it."""
 
 
-class NewDelivery(msgspec.Struct):
+class NewDelivery(msgspec.Struct, gc=False):
     """A validated delivery that is about to be stored; `message` is None while its content is still a `command`."""
 
     id: UUID
@@ -69,7 +69,7 @@ class KeyHolder(msgspec.Struct, frozen=True):
     first_status: DeliveryStatus
 
 
-class ClaimKey(msgspec.Struct):
+class ClaimKey(msgspec.Struct, gc=False):
     """What fences every statement about a claim: the replica that holds it, the delivery, the token of this claim."""
 
     replica_id: UUID
@@ -77,7 +77,7 @@ class ClaimKey(msgspec.Struct):
     token: int
 
 
-class Claim(ClaimKey):
+class Claim(ClaimKey, gc=False):
     """One delivery that this replica may work on, until it gives it back or loses it."""
 
     source: str  # a newer version beside this one may know more of them
@@ -99,7 +99,7 @@ class Claim(ClaimKey):
     unopened: str | None = None  # why its payload, which is sealed, can't be opened here
 
 
-class FinishedAttempt(msgspec.Struct, frozen=True):
+class FinishedAttempt(msgspec.Struct, frozen=True, gc=False):
     """A claim with what came of it; `message` is set when this attempt fixed the bytes of a `queued` delivery."""
 
     claim: Claim

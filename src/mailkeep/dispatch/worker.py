@@ -255,7 +255,7 @@ class AttemptWorkerPool:
     async def _attempt(self, claim: Claim, fence: ClaimFence, begun_s: float) -> None:
         number = claim.attempts + 1
         with tracing.attempt_span(
-            claim.traceparent, delivery_id=str(claim.id), number=number, route=claim.next_hop
+            claim.traceparent, delivery_id=claim.id, number=number, route=claim.next_hop
         ):
             await self._try(claim, fence, begun_s)
 
@@ -316,7 +316,6 @@ class AttemptWorkerPool:
             metrics.count(metrics.RESERVED_DOMAIN, (("route",),))
             return _not_to_leave(claim)
         envelope = Envelope(
-            delivery_id=str(claim.id),
             sender=claim.sender,
             recipients=recipients,
             message=message,

@@ -29,7 +29,7 @@ from mailkeep.core.command import (
 )
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, RecipientState, Source
 from mailkeep.core.idempotency import address_hash, fingerprint
-from mailkeep.core.ids import new_id
+from mailkeep.core.ids import id_text, new_id
 from mailkeep.core.queue import Claim, KeyHolder, NewDelivery, Suppressed
 from mailkeep.dispatch.replica import Replica
 from mailkeep.dispatch.right_of_way import RightOfWay
@@ -61,7 +61,7 @@ DOUBT_S: Final = 10.0
 """In all, also where the answer itself is slow to come: callers give up soon after."""
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class Accepted(msgspec.Struct, frozen=True, gc=False):
     """The answer: the delivery is ours now. `replayed`: it already was, under the same key."""
 
     delivery_id: UUID
@@ -74,7 +74,7 @@ class Accepted(msgspec.Struct, frozen=True):
         return self.status is DeliveryStatus.SUPPRESSED
 
 
-class Prepared(msgspec.Struct, frozen=True):
+class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A delivery that is ready to be stored; `has_own_id`: its id came with the command."""
 
     new: NewDelivery
@@ -232,7 +232,7 @@ class Accept:
             guarantee=command.guarantee,
             status=DeliveryStatus.RENDERED,
             next_hop=self._next_hop(recipients),
-            idempotency_key=key or str(new_delivery_id),
+            idempotency_key=key or id_text(new_delivery_id),
             fingerprint=fingerprint(command, self._store.hash_key),
             sender=NULL_SENDER if command.source is Source.BOUNCE else author.address,
             recipients=tuple(mailbox.address for mailbox in recipients),
@@ -274,7 +274,7 @@ class Accept:
         delivery_id: UUID,
         date: datetime,
     ) -> bytes:
-        seed = str(delivery_id)
+        seed = id_text(delivery_id)
         sender, report = command.sender or self.policy.sender, None
         if isinstance(content, BounceContent):
             sender = msgspec.structs.replace(sender, display=MAILER)

@@ -55,14 +55,14 @@ _REPLAYED: Final = (b"idempotent-replayed", b"true")
 _ENCODER: Final = msgspec.json.Encoder()
 
 
-class DeliveryAnswer(msgspec.Struct, frozen=True):
+class DeliveryAnswer(msgspec.Struct, frozen=True, gc=False):
     """The answer to a command that was taken; `status` is the delivery's at birth."""
 
     delivery_id: UUID
     status: str
 
 
-class TakenRequest(msgspec.Struct, frozen=True):
+class TakenRequest(msgspec.Struct, frozen=True, gc=False):
     """A request that came whole and holds JSON."""
 
     key: str | None
@@ -70,7 +70,7 @@ class TakenRequest(msgspec.Struct, frozen=True):
     body: bytes | bytearray
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What is answered."""
 
     status: int

@@ -49,7 +49,7 @@ _OWN: Final = "0"  # what was given to this consumer already and is not acknowle
 _NEW: Final = ">"
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One entry of the stream: names and values in turn, None where it was trimmed after somebody read it."""
 
     id: bytes

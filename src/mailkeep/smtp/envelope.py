@@ -27,7 +27,6 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     dot-stuffed. `smtputf8` and `eightbit` say what the message needs of the server.
     """
 
-    delivery_id: str
     sender: str
     recipients: tuple[tuple[int, str], ...]
     message: bytes

@@ -21,7 +21,7 @@ def column(values: Iterable[object]) -> str:
     given = list(values)
     texts = [NULL if value is None else str(value) for value in given]
     joined = SEPARATOR.join(texts)
-    separators, nulls = max(len(texts) - 1, 0), sum(value is None for value in given)
+    separators, nulls = max(len(texts) - 1, 0), given.count(None)
     if "" in texts or joined.count(SEPARATOR) != separators or joined.count(NULL) != nulls:
         raise StoreRefusedError("an empty text or a separator can't stand in a column")
     return joined

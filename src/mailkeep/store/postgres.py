@@ -17,6 +17,7 @@ import msgspec
 
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, Guarantee, RecipientState, Source
 from mailkeep.core.idempotency import address_hash
+from mailkeep.core.ids import id_text
 from mailkeep.core.outcome import Severity
 from mailkeep.core.queue import (
     POISON_TAKEOVERS,
@@ -506,7 +507,7 @@ def _claim(replica_id: UUID, row: asyncpg.Record, keys: PayloadKeys) -> Claim:
 
 
 def _accept_arguments(batch: Sequence[NewDelivery], keys: PayloadKeys) -> list[Any]:
-    ids = [str(new.id) for new in batch]
+    ids = [id_text(new.id) for new in batch]
     return [
         column(ids),
         column(new.source for new in batch),
@@ -561,8 +562,8 @@ def _finish_arguments(batch: Sequence[FinishedAttempt], keys: PayloadKeys) -> li
     decisions = [finished.decision for finished in batch]
     rendered = [finished for finished in batch if finished.message is not None]
     return [
-        column(claim.replica_id for claim in claims),
-        column(claim.id for claim in claims),
+        column(id_text(claim.replica_id) for claim in claims),
+        column(id_text(claim.id) for claim in claims),
         column(claim.token for claim in claims),
         column(decision.status for decision in decisions),
         column(decision.recipient_states for decision in decisions),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import Final
+from uuid import UUID
 
 from opentelemetry import context, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -50,13 +51,13 @@ def link(traceparents: Iterable[str | None]) -> None:
 
 
 def attempt_span(
-    traceparent: str | None, *, delivery_id: str, number: int, route: str
+    traceparent: str | None, *, delivery_id: UUID, number: int, route: str
 ) -> AbstractContextManager[Span]:
     """Return the span of one attempt, a child of what accepted the delivery."""
     if not _is_on:
         return _NOTHING
     attributes: dict[str, str | int] = {
-        "mail.delivery.id": delivery_id,
+        "mail.delivery.id": str(delivery_id),
         "mail.attempt.number": number,
         "mail.route": route,
     }

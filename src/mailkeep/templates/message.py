@@ -69,7 +69,7 @@ class Report(msgspec.Struct, frozen=True):
     head: bytes
 
 
-class MessageParts(msgspec.Struct, frozen=True):
+class MessageParts(msgspec.Struct, frozen=True, gc=False):
     """What a message is made of.
 
     `message_id` is `id@host` without its angle brackets, `date` has an offset. `text` or `html` is given; if
@@ -91,7 +91,7 @@ class MessageParts(msgspec.Struct, frozen=True):
     report: Report | None = None
 
 
-class _Entity(msgspec.Struct, frozen=True):
+class _Entity(msgspec.Struct, frozen=True, gc=False):
     """One MIME entity: its `Content-*` header lines, and its body in pieces, the last ending in CRLF."""
 
     headers: str
