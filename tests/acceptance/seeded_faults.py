@@ -59,10 +59,10 @@ def recorded_before_dot() -> None:
 
 def not_fenced() -> None:
     """A replica that lost its claims goes on as if it held them."""
-    fenced = queries.query
+    fenced = queries.query_between
     Replica.may_send = property(lambda _self: True)  # the bug
     Replica.holds = lambda _self, _id: True  # the bug
-    postgres.query = lambda name: _without_fence(fenced(name))  # the bug
+    postgres.query_between = lambda *of: _without_fence(fenced(*of))  # the bug
 
 
 def _without_fence(text: str) -> str:

@@ -1,6 +1,7 @@
 """Finishing: what came of an attempt is written once, by the holder of the claim, in one commit."""
 
 from datetime import timedelta
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -311,3 +312,16 @@ async def test_a_record_of_a_delivery_that_is_gone_is_no_fault(store):
     claim = await claim_one(store)
     ghost = msgspec.structs.replace(claim, id=await fresh_id(store))
     assert await store.finish([finished(ghost)]) == {}
+
+
+async def test_attempts_of_several_days_are_recorded_together(store):
+    """A batch touches the days of all its deliveries: those that waited since yesterday, and those of a moment ago."""
+    await store.ensure_partitions()
+    today = await fresh_id(store)
+    replica_id = await replica(store)
+    yesterday = UUID(int=today.int - (86_400_000 << 80))
+    claims = [await claim_one(store, replica_id, id=delivery_id) for delivery_id in (yesterday, today)]
+    assert await store.finish([finished(claim, ending(claim, Severity.SUCCESS)) for claim in claims]) == {
+        yesterday: DeliveryStatus.SENT,
+        today: DeliveryStatus.SENT,
+    }

@@ -2,11 +2,14 @@
 
 import json
 import re
+from datetime import UTC, datetime
+from uuid import UUID
 
 import pytest
-from queue_kit import HOP, rows
+from queue_kit import HOP, fresh_id, rows
 
-from mailkeep.store.queries import names, query
+from mailkeep.core.ids import days_of
+from mailkeep.store.queries import names, query, query_between
 
 FILL = f"""
 WITH numbered AS (
@@ -174,3 +177,38 @@ async def test_looking_for_work_reads_few_rows_of_a_long_queue(full, name, argum
     """What is read grows with what is taken, not with the 10,000 deliveries that wait."""
     async with full.connection() as connection, connection.transaction():
         assert await _rows_read(connection, name, arguments) <= 200
+
+
+async def _tables(connection, statement):
+    """Return the tables that the plan of a statement opens."""
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    await connection.execute(f"PREPARE bound AS {statement}")
+    count = await connection.fetchval(
+        "SELECT cardinality(parameter_types) FROM pg_prepared_statements WHERE name = 'bound'"
+    )
+    plan = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE bound({', '.join(['NULL'] * count)})")
+    return {node["Relation Name"] for node in _nodes(json.loads(plan)[0]["Plan"]) if "Relation Name" in node}
+
+
+@pytest.mark.parametrize("name", ["finish", "mark_dot", "hand_back", "suppress"])
+@pytest.mark.parametrize("days", [0, 1])
+async def test_a_bound_statement_opens_the_days_of_its_ids_alone(store, name, days):
+    """Other days' partitions, of which retention keeps many, cost such a statement nothing."""
+    today = await fresh_id(store)
+    ids = [today, UUID(int=today.int + (days * 86_400_000 << 80))]
+    async with store.connection() as connection:
+        opened = await _tables(connection, query_between(name, *days_of(ids)))
+    dated = {name for name in opened if re.search(r"_p\d{8}$", name)}
+    assert {name[-8:] for name in dated} == {
+        datetime.fromtimestamp((delivery_id.int >> 80) / 1000, UTC).strftime("%Y%m%d") for delivery_id in ids
+    }
+
+
+async def test_what_supersedes_nothing_opens_no_day(store):
+    """Without the part about older ones, accepting opens no partition before it writes to it."""
+    async with store.connection() as connection:
+        whole = await _tables(connection, query("accept"))
+        await connection.execute("DEALLOCATE bound")
+        plain = await _tables(connection, query("accept", without="superseding"))
+    assert any(re.search(r"deliveries_p\d{8}$", name) for name in whole)
+    assert not any(re.search(r"_p\d{8}$", name) for name in plain)

@@ -13,11 +13,11 @@ import msgspec
 
 from mailkeep.core.command import CommandError, FailureCode, check_line
 from mailkeep.core.delivery import DEAD_LETTER_CAUSES, DeliveryClass, Source
+from mailkeep.core.ids import FIRST_ID
 from mailkeep.operator.changes import MAX_ACTOR_CHARS, MAX_REASON_CHARS
 from mailkeep.operator.queue import check_domain, member_of
 from mailkeep.store.changes import OperatorChanges, Redrivable, RedriveFilter, Resent
 from mailkeep.store.postgres import Store
-from mailkeep.store.reads import FIRST_ID
 
 PAGE: Final = 200
 """Dead letters read at a time: their recipients stand in memory."""

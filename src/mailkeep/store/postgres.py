@@ -6,7 +6,7 @@ only. The verbs of the hot path (`accept`, `finish`) take batches; `GroupCommit`
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, TypeAlias
@@ -17,7 +17,7 @@ import msgspec
 
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, Guarantee, RecipientState, Source
 from mailkeep.core.idempotency import address_hash
-from mailkeep.core.ids import id_text
+from mailkeep.core.ids import days_of, id_text
 from mailkeep.core.outcome import Severity
 from mailkeep.core.queue import (
     POISON_TAKEOVERS,
@@ -41,7 +41,7 @@ from mailkeep.store.errors import (
     translated,
 )
 from mailkeep.store.migrate import Connection, migrate
-from mailkeep.store.queries import query
+from mailkeep.store.queries import query, query_between
 from mailkeep.store.sealing import Content, PayloadKeys, PayloadKeysError, SealedError
 
 ROLLBACK_WAITS_S: Final = (0.01, 0.05, 0.2)
@@ -180,17 +180,24 @@ class Store:
 
     async def fetch(self, name: str, *arguments: object) -> list[asyncpg.Record]:
         """Run the named statement and return its rows; one that PostgreSQL rolled back is repeated, a bounded number of times."""
+        return await self._fetch(query(name), arguments)
+
+    async def _fetch_of(self, name: str, ids: Iterable[UUID], *arguments: object) -> list[asyncpg.Record]:
+        """Do the same with a statement that touches nothing but the days of `ids`."""
+        return await self._fetch(query_between(name, *days_of(ids)), arguments)
+
+    async def _fetch(self, statement: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
         with translated():
             for wait_s in ROLLBACK_WAITS_S:
                 try:
-                    return await self._once(name, arguments)
+                    return await self._once(statement, arguments)
                 except ROLLED_BACK:
                     await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
-            return await self._once(name, arguments)
+            return await self._once(statement, arguments)
 
-    async def _once(self, name: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
+    async def _once(self, statement: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
         async with self._lent() as connection:
-            return await connection.fetch(query(name), *arguments)
+            return await connection.fetch(statement, *arguments)
 
     @asynccontextmanager
     async def _lent(self) -> AsyncIterator[Connection]:
@@ -239,8 +246,10 @@ class Store:
         Raises `StoreUnavailableError` for the whole batch; with `in_doubt` ask `find_keys` before repeating.
         """
         ordered = sorted(batch, key=lambda new: (new.source, new.idempotency_key))
+        supersedes = any(new.supersede_hash for new in batch)
+        statement = query("accept") if supersedes else query("accept", without="superseding")
         try:
-            rows = await self.fetch("accept", replica_id, *_accept_arguments(ordered, self.payload_keys))
+            rows = await self._fetch(statement, (replica_id, *_accept_arguments(ordered, self.payload_keys)))
         except StoreRefusedError as fault:
             if len(batch) == 1:
                 return [fault]
@@ -339,10 +348,12 @@ class Store:
             for claim in claims
             for address, state in zip(claim.recipients, claim.recipient_states, strict=bool(claim.recipients))
         ]
-        rows = await self.fetch(
+        ids = [claim.id for claim in claims]
+        rows = await self._fetch_of(
             "suppress",
+            ids,
             [claim.replica_id for claim in claims],
-            [claim.id for claim in claims],
+            ids,
             [claim.token for claim in claims],
             [delivery_id for delivery_id, _, _ in recipients],
             [digest for _, digest, _ in recipients],
@@ -376,8 +387,12 @@ class Store:
         Those of them that met a hard bounce suppress its address for `suppression_ttl_s`.
         """
         bounces = _json(list(_hard_bounces(batch, self.hash_key)))
-        rows = await self.fetch(
-            "finish", *_finish_arguments(batch, self.payload_keys), bounces, suppression_ttl_s
+        rows = await self._fetch_of(
+            "finish",
+            (finished.claim.id for finished in batch),
+            *_finish_arguments(batch, self.payload_keys),
+            bounces,
+            suppression_ttl_s,
         )
         return {row["id"]: DeliveryStatus(row["status"]) for row in rows}
 
@@ -390,10 +405,12 @@ class Store:
         return await self._fenced("hand_back", claims)
 
     async def _fenced(self, name: str, claims: Sequence[ClaimKey]) -> set[UUID]:
-        rows = await self.fetch(
+        ids = [claim.id for claim in claims]
+        rows = await self._fetch_of(
             name,
+            ids,
             [claim.replica_id for claim in claims],
-            [claim.id for claim in claims],
+            ids,
             [claim.token for claim in claims],
         )
         return {row["id"] for row in rows}

@@ -15,6 +15,7 @@ import asyncpg
 import msgspec
 
 from mailkeep.core.delivery import WAITING, AttemptStatus, DeliveryClass, DeliveryStatus, Source
+from mailkeep.core.ids import FIRST_ID, LAST_ID
 from mailkeep.core.outcome import RecipientOutcome, Step
 from mailkeep.core.queue import HopOut
 from mailkeep.store.postgres import Store
@@ -34,8 +35,6 @@ FLUSH_BATCH: Final = 1000
 """Rows a flush moves in one commit: short enough to stand in no scheduler's way."""
 
 FIRST_INSTANT: Final = datetime.fromtimestamp(0, UTC)
-FIRST_ID: Final = UUID(int=0)
-END_ID: Final = UUID(int=2**128 - 1)
 
 
 class DeliveryFilter(msgspec.Struct, frozen=True):
@@ -226,7 +225,7 @@ class QueueReads:
     async def page(self, wanted: DeliveryFilter, limit: int, after: UUID | None = None) -> Page:
         """Return up to `limit` deliveries whose id is lower than `after`."""
         way, rest_is_filtered = _way_in(wanted)
-        end_id = _floor(wanted.until) if wanted.until else END_ID
+        end_id = _floor(wanted.until) if wanted.until else LAST_ID
         bound = SCANNED_ROWS if rest_is_filtered else limit
         rows = await self._store.fetch(
             "read_deliveries",
@@ -249,7 +248,7 @@ class QueueReads:
 
     async def delivery(self, delivery_id: UUID) -> StoredDelivery | None:
         """Return one delivery, None if there is none with this id."""
-        if delivery_id == END_ID:
+        if delivery_id == LAST_ID:
             return None
         next_id = UUID(int=delivery_id.int + 1)
         rows = await self._store.fetch(

@@ -12,8 +12,8 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
+from mailkeep.core.ids import FIRST_ID
 from mailkeep.store.postgres import Store, sealed_recipients
-from mailkeep.store.reads import FIRST_ID
 from mailkeep.store.sealing import Content, SealedError
 
 BATCH: Final = 500

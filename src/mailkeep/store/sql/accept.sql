@@ -3,6 +3,7 @@
 -- every recipient is on the suppression list). The answer has recipient_states where that list left somebody out.
 -- A taken key writes nothing and is missing in the answer. Waits on the unique index of idempotency_keys for a
 -- concurrent holder of the same key; callers sort by key, so that two batches cannot deadlock.
+-- The part `superseding` looks at every day; a batch that supersedes nothing goes without it (see store/queries.py).
 -- Columns of short values come as one text each (see store/columns.py); \x1e stands for NULL.
 WITH asked AS (
     SELECT *
@@ -79,6 +80,7 @@ WITH asked AS (
            CASE WHEN because IS NOT NULL THEN 'suppression_list' END,
            supersede_hash, parent_id, traceparent, locale_chain, because, nullif(key, id::text)
     FROM input JOIN reserved USING (id)
+-- superseding: begin
 ), older AS (
     -- Locked in the order of their ids, so that two batches that supersede the same ones cannot deadlock.
     SELECT old.id
@@ -96,6 +98,7 @@ WITH asked AS (
     RETURNING old.id, old.sensitive
 ), erased AS (
     DELETE FROM mail.payloads p USING superseded s WHERE p.delivery_id = s.id AND s.sensitive
+-- superseding: end
 ), addressed AS (
     INSERT INTO mail.recipients (address_hash, delivery_id)
     SELECT address_hash, id FROM recipient JOIN reserved USING (id)

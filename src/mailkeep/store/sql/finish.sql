@@ -2,6 +2,7 @@
 -- sending -> what the caller decided; -> expired where the wait would end past expires_at. Each row is fenced by
 -- (replica, claim token): a claim that was lost changes nothing and is missing in the answer.
 -- Hard bounces ($24) make suppressions that last $25 seconds; one made by hand stays until it expires.
+-- The bounds of ids stand for their days (see store/queries.py).
 -- Columns come as one text each (see store/columns.py); \x1e stands for NULL.
 -- `IS TRUE` keeps the planner off deliveries_claimed, where it would read every claim of the replica for each row.
 WITH input AS (
@@ -53,7 +54,8 @@ WITH input AS (
         last_reason = CASE WHEN i.severity = 'success' THEN d.last_reason ELSE i.reason END,
         last_rule = i.rule
     FROM input i
-    WHERE d.id = i.id AND d.status = 'sending' AND (d.claimed_by = i.replica_id) IS TRUE AND d.claim_token = i.claim_token
+    WHERE d.id BETWEEN '00000000-0000-0000-0000-000000000000' AND 'ffffffff-ffff-ffff-ffff-ffffffffffff'
+      AND d.id = i.id AND d.status = 'sending' AND (d.claimed_by = i.replica_id) IS TRUE AND d.claim_token = i.claim_token
     RETURNING d.id, d.status, d.attempts, d.next_hop, d.sensitive, d.claim_token
 ), recorded AS (
     INSERT INTO mail.attempts (
@@ -85,10 +87,12 @@ WITH input AS (
     -- A delivery that was still to be rendered: its bytes are fixed now.
     UPDATE mail.payloads p SET message = i.message, command = NULL
     FROM moved m JOIN rendered i USING (id)
-    WHERE p.delivery_id = m.id
+    WHERE p.delivery_id BETWEEN '00000000-0000-0000-0000-000000000000' AND 'ffffffff-ffff-ffff-ffff-ffffffffffff'
+      AND p.delivery_id = m.id
       AND NOT (m.sensitive AND m.status NOT IN ('rendered', 'held'))
 ), erased AS (
     DELETE FROM mail.payloads p USING moved m
-    WHERE p.delivery_id = m.id AND m.sensitive AND m.status NOT IN ('rendered', 'held')
+    WHERE p.delivery_id BETWEEN '00000000-0000-0000-0000-000000000000' AND 'ffffffff-ffff-ffff-ffff-ffffffffffff'
+      AND p.delivery_id = m.id AND m.sensitive AND m.status NOT IN ('rendered', 'held')
 )
 SELECT id, status FROM moved
