@@ -1,18 +1,18 @@
 """`make bench`: mail in to next hop, beside Postfix with the same mail, sink and disk, in turns.
 
-Rows: `http` (Postfix beside Mailkeep), `template`, `stream` (and its consumer alone), `sql`, `flood` (login codes while a
-stream is poured in). `--quick` is a look (2,000 messages, one round); the default is what a published figure needs
-(20,000, three rounds). Exit code 1 if a message was lost or the figures can't be trusted.
+Rows are tables of the report, see `bench.rows`. `--quick` is a look (2,000 messages, one round, small backlogs); the default
+is what a published figure needs (20,000, three rounds, a million deferred). Exit code 1 if a message was lost or the figures
+can't be trusted.
 """
 
 import argparse
-import functools
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -22,38 +22,16 @@ from rich.console import Console
 
 from bench.errors import BenchError
 from bench.facts import machine_facts
-from bench.flood import FloodPlan, observe_flood
-from bench.mailkeep import Setup, mailkeep
-from bench.peer import Intake, Peer
-from bench.postfix import postfix, postfix_missing
+from bench.postfix import postfix_missing
 from bench.report import Report, compare, in_brief, show
-from bench.run import Figures, Observed, Plan, observe
-from bench.sink import Sink
+from bench.rows import TITLES, Run, Sizes, full_sizes, quick_sizes, runs_of
+from bench.run import Figures
 
 EXIT_LOST: Final = 1
 EXIT_INTERRUPTED: Final = 130
 MIN_WIDTH: Final = 120  # of the table; a file or a pipe would get 80
-
-ROWS: Final = ("http", "template", "stream", "sql", "flood")
-DEFAULT_ROWS: Final = ("http", "stream", "flood")
-MAIL: Final = "mail to the hop"
-CODES: Final = "login codes to the hop"
-
-
-class Result(msgspec.Struct, frozen=True):
-    """What one run adds to the report: figures for columns of a table."""
-
-    table: str
-    columns: dict[str, Figures]
-    facts: dict[str, str]
-
-
-StartPeer = Callable[[Path, int], AbstractContextManager[Peer]]
-"""Starts a peer in a new folder, with the sink at a port."""
-Observe = Callable[[Peer, Sink], Observed]
-"""Does with a running peer what is to be measured."""
-Run = Callable[[Path], Result]
-"""Measures once, in a folder of its own below the given one."""
+DEFAULT_ROWS: Final = ("mail", "starttls", "template", "flood")
+ALL: Final = "all"
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -69,16 +47,9 @@ class Options(msgspec.Struct, frozen=True):
     json: Path | None
 
     @property
-    def plan(self) -> Plan:
-        """What each run of mail sends."""
-        if self.quick:
-            return Plan(messages=self.messages or 2_000, quiet_messages=50)
-        return Plan(messages=self.messages or 20_000, quiet_messages=200)
-
-    @property
-    def flood_plan(self) -> FloodPlan:
-        """What each run of the flood sends: ten times as much, so that it lasts."""
-        return FloodPlan(messages=10 * self.plan.messages)
+    def sizes(self) -> Sizes:
+        """How much each run sends."""
+        return quick_sizes(self.messages or 2_000) if self.quick else full_sizes(self.messages or 20_000)
 
     @property
     def turns(self) -> int:
@@ -110,9 +81,12 @@ def main() -> int:
 def _options() -> Options:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "--rows", type=_rows, default=DEFAULT_ROWS, help=f"of {','.join(ROWS)} (http,stream,flood)"
+        "--rows",
+        type=_rows,
+        default=DEFAULT_ROWS,
+        help=f"{ALL}, or some of {','.join(TITLES)} ({','.join(DEFAULT_ROWS)})",
     )
-    parser.add_argument("--quick", action="store_true", help="2,000 messages, one round, less quiet time")
+    parser.add_argument("--quick", action="store_true", help="2,000 messages, one round, small backlogs")
     parser.add_argument(
         "--messages", type=int, help="messages of each run (20,000; the flood has ten times as many)"
     )
@@ -125,10 +99,10 @@ def _options() -> Options:
 
 
 def _rows(text: str) -> tuple[str, ...]:
-    chosen = text.split(",")
-    if unknown := set(chosen) - set(ROWS):
+    chosen = list(TITLES) if text == ALL else text.split(",")
+    if unknown := set(chosen) - set(TITLES):
         raise argparse.ArgumentTypeError(f"no such row: {', '.join(sorted(unknown))}")
-    return tuple(row for row in ROWS if row in chosen)
+    return tuple(row for row in TITLES if row in chosen)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -154,70 +128,40 @@ def _bench(options: Options, folder: Path, console: Console) -> Report:
     tables: dict[str, dict[str, list[Figures]]] = {}
     for turn in range(options.turns):
         for run in runs if turn % 2 == 0 else reversed(runs):
+            begin_s = time.monotonic()
             result = run(folder)
+            took_s = time.monotonic() - begin_s
             facts |= result.facts
             for column, seen in result.columns.items():
                 tables.setdefault(result.table, {}).setdefault(column, []).append(seen)
                 console.print(
-                    f"round {turn + 1}: {result.table}: {column}: {in_brief(seen)}", highlight=False
+                    f"round {turn + 1}: {result.table}: {column}: {in_brief(seen)} ({took_s:.0f} s)",
+                    highlight=False,
                 )
     compared = {table: compare(columns) for table, columns in tables.items()}
     return Report(facts | _plan_facts(options), compared)
 
 
 def _runs(options: Options, console: Console) -> list[Run]:
-    """Return what measures each row, Postfix first."""
-    starts: list[StartPeer] = []
+    """Return what measures all rows."""
+    peers = frozenset({"postfix", "mailkeep"} if options.only is None else {options.only})
     missing = postfix_missing()
-    if "http" in options.rows and options.only != "mailkeep":
-        if missing:
-            console.print(f"without Postfix and ratios: {missing}", style="yellow")
-        else:
-            starts.append(postfix)
-    if options.only != "postfix":
-        starts += [functools.partial(mailkeep, setup=setup) for setup in _setups(options)]
-    runs: list[Run] = [
-        functools.partial(_run, MAIL, start, functools.partial(observe, plan=options.plan))
-        for start in starts
-    ]
-    if "flood" in options.rows and options.only != "postfix":
-        start = functools.partial(mailkeep, setup=Setup("Mailkeep", Intake.STREAM, options.processes))
-        flood = functools.partial(observe_flood, plan=options.flood_plan)
-        runs.append(functools.partial(_run, CODES, start, flood))
+    if "postfix" in peers and missing:
+        console.print(f"without Postfix and ratios: {missing}", style="yellow")
+        peers -= {"postfix"}
+    runs = [run for row in options.rows for run in runs_of(row, options.sizes, options.processes, peers)]
     if not runs:
         raise BenchError(missing or "nothing to measure")
     return runs
 
 
-def _setups(options: Options) -> list[Setup]:
-    setups = {
-        "http": [Setup("Mailkeep HTTP", Intake.HTTP_RENDERED, options.processes)],
-        "template": [Setup("Mailkeep template", Intake.HTTP_TEMPLATE, options.processes)],
-        "stream": [
-            Setup("Mailkeep stream", Intake.STREAM, options.processes),
-            Setup("stream, parked", Intake.STREAM, options.processes, parked=True),
-        ],
-        "sql": [Setup("Mailkeep SQL", Intake.SQL, options.processes)],
-    }
-    return [setup for row in options.rows for setup in setups.get(row, [])]
-
-
-def _run(table: str, start: StartPeer, observe: Observe, folder: Path) -> Result:
-    """Measure one peer from an empty folder; read the sink when the peer has stopped, so that no copy is missed."""
-    with Sink() as sink, tempfile.TemporaryDirectory(dir=folder) as own:
-        Path(own).chmod(0o755)
-        with start(Path(own), sink.port) as peer:
-            seen = observe(peer, sink)
-        return Result(table, seen.figures(sink.take()), peer.facts)
-
-
 def _plan_facts(options: Options) -> dict[str, str]:
-    plan = options.plan
-    flood = options.flood_plan
+    plan, flood, backlog = options.sizes.plan, options.sizes.flood, options.sizes.backlog
     return {
         "load": f"{plan.messages:,} messages over {plan.connections} connections in each of {options.turns} runs, "
         f"after {plan.warm_messages} to warm up and {plan.quiet_messages} at {1 / plan.quiet_pause_s:.0f}/s",
         "flood": f"{flood.messages:,} stream commands, meanwhile {flood.codes} login codes at {1 / flood.pause_s:.0f}/s",
+        "backlog": f"{backlog.waiting:,} deferred, {backlog.ended:,} ended, {backlog.expired:,} of them to be removed",
         "mailkeep serve": f"--processes {options.processes}",
     }
 

@@ -37,7 +37,7 @@ async def connect(intake: Intake, way: str) -> Client:
             return SqlClient(await asyncpg.connect(way))
         case Intake.STREAM:
             return (await loop.create_unix_connection(RedisClient, way))[1]
-        case Intake.SMTP:
+        case Intake.SMTP | Intake.SMTP_FINISHED:
             _, client = await loop.create_connection(SmtpClient, "127.0.0.1", int(way))
             await client.open()
             return client
@@ -146,7 +146,7 @@ class SmtpClient(LineClient):
     async def open(self) -> None:
         """Await the greeting, say EHLO."""
         await self._answered
-        await self.hand_over([(Exchange(b"EHLO load.bench.sinkhole.test\r\n"),)])
+        await self.hand_over([(Exchange(b"EHLO load.bench.example.org\r\n"),)])
 
     def _next_answer(self) -> bytes | None:
         while (end := self._buffer.find(b"\r\n")) >= 0:

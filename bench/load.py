@@ -7,21 +7,19 @@ stream it is when Mailkeep acknowledged it, which is looked up every few millise
 
 import asyncio
 import itertools
-import multiprocessing
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 import uvloop
 from redis.asyncio import Redis
 
+from bench.child import Child
 from bench.clients import Client, acknowledged, connect
 from bench.errors import BenchError
-from bench.mail import Message, build
+from bench.mail import DOMAIN, Message, build
 from bench.peer import Intake
 
 LOOK_S: Final = 0.02  # between looks at what was acknowledged
@@ -38,6 +36,7 @@ class LoadOrder(msgspec.Struct, frozen=True):
     tokens: range
     connections: int
     pause_s: float = 0.0
+    domain: str = DOMAIN
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -52,48 +51,30 @@ class Handover(msgspec.Struct, frozen=True):
         return len(self.started_ns) - len(self.accepted_ns)
 
 
-class Load:
+class Load(Child):
     """The load client's process: `with Load(order) as load:` builds the messages; then `start`, and `result` when `done`."""
 
     def __init__(self, order: LoadOrder) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, self._theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(order, self._theirs), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._process.start()
-        self._theirs.close()
-        self._pipe.recv()  # all messages are built
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.terminate()
-        self._process.join()
+        super().__init__(_run, order)
 
     def start(self) -> None:
         """Start the clock."""
-        self._pipe.send("start")
+        self.send("start")
 
     def done(self, timeout_s: float) -> bool:
         """Wait until the order is carried out, at most `timeout_s`."""
-        return self._pipe.poll(timeout_s)
+        return self.said(timeout_s)
 
     def result(self) -> Handover:
         """Return the outcome. Raises `BenchError` if the peer refused or broke off."""
-        try:
-            outcome: Handover | str = self._pipe.recv()
-        except EOFError:
-            raise BenchError("the load client failed; its traceback stands above") from None
+        outcome: Handover | str = self.receive()
         if isinstance(outcome, str):
             raise BenchError(outcome)
         return outcome
 
 
-def _run(order: LoadOrder, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bench's own affair; it ends us
-    messages = build(order.intake, order.tokens)
+def _run(pipe: Connection, order: LoadOrder) -> None:
+    messages = build(order.intake, order.tokens, order.domain)
     pipe.send("ready")
     pipe.recv()
     try:
@@ -102,7 +83,7 @@ def _run(order: LoadOrder, pipe: Connection) -> None:
         pipe.send(str(fault))
 
 
-async def _carry_out(order: LoadOrder, messages: list[Message]) -> Handover:
+async def _carry_out(order: LoadOrder, messages: Iterable[Message]) -> Handover:
     connections = CONNECTIONS.get(order.intake, order.connections)
     clients = [await connect(order.intake, order.way) for _ in range(connections)]
     handover = Handover({}, {})

@@ -20,6 +20,8 @@ class Intake(StrEnum):
     STREAM = "Redis Stream"
     SQL = "SQL"
     SMTP = "SMTP"
+    SMTP_FINISHED = "SMTP, the mail of the template"
+    HTTP_BIG = "HTTP, 10 MB"
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -27,7 +29,8 @@ class Peer(msgspec.Struct, frozen=True):
 
     `ways` says where each intake is reached: a port of 127.0.0.1, Redis's socket or PostgreSQL's DSN. `roots` are the
     process ids whose trees are its parts, and together all of it; `facts` go into the report. `count_parked` counts what a
-    peer keeps that sends nothing; None: it sends to the sink.
+    peer keeps that sends nothing; None: it sends to the sink. `measuring` are processes that run for the measurement only.
+    `environment` is what its commands are run with.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Peer(msgspec.Struct, frozen=True):
     roots: dict[str, int]
     facts: dict[str, str]
     count_parked: Callable[[], int] | None = None
+    measuring: dict[str, int] = msgspec.field(default_factory=dict)
+    environment: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 def free_port() -> int:

@@ -15,6 +15,7 @@ from typing import Final
 
 from bench.errors import BenchError
 from bench.peer import SERVICE, Intake, Peer, free_port
+from bench.sink import Sink
 
 PROGRAM: Final = Path("/usr/sbin/postfix")
 COMMAND_TIMEOUT_S: Final = (
@@ -27,7 +28,7 @@ queue_directory = {queue}
 data_directory = {data}
 maillog_file = {log}
 maillog_file_prefixes = {folder}
-myhostname = postfix.bench.sinkhole.test
+myhostname = postfix.bench.example.org
 mydestination =
 local_recipient_maps =
 alias_maps =
@@ -47,7 +48,17 @@ smtpd_peername_lookup = no
 in_flow_delay = 0
 # Full concurrency from the first delivery (default 5, rising to the limit of 20; 50 made no difference).
 initial_destination_concurrency = 20
+"""
+PLAIN_CF: Final = """
 # A new connection to a next hop on loopback is cheaper than the detour over scache (default yes; costs 20 % more CPU).
+smtp_connection_cache_on_demand = no
+"""
+TLS_CF: Final = """
+smtp_tls_security_level = encrypt
+smtp_tls_CAfile = {ca_file}
+smtp_tls_loglevel = 0
+# A session is resumed rather than agreed on anew.
+smtp_tls_session_cache_database = btree:{data}/smtp_scache
 smtp_connection_cache_on_demand = no
 """
 
@@ -70,6 +81,8 @@ error      unix  - - n -     - error
 retry      unix  - - n -     - error
 anvil      unix  - - n -     1 anvil
 scache     unix  - - n -     1 scache
+tlsmgr     unix  - - n 1000? 1 tlsmgr
+tlsproxy   unix  - - n -     0 tlsproxy
 postlog    unix-dgram n - n - 1 postlogd
 """
 
@@ -84,14 +97,15 @@ def postfix_missing() -> str | None:
 
 
 @contextmanager
-def postfix(folder: Path, sink_port: int) -> Iterator[Peer]:
+def postfix(folder: Path, sink: Sink, name: str = "Postfix", intake: Intake = Intake.SMTP) -> Iterator[Peer]:
     """Run a private Postfix in the new folder `folder`, which relays everything to the sink."""
     queue, data, config = (folder / part for part in ("queue", "data", "config"))
     for directory in (queue, data, config):
         directory.mkdir(parents=True)
     shutil.chown(data, "postfix")
     port = free_port()
-    main = MAIN_CF.format(queue=queue, data=data, log=folder / "log", folder=folder, sink_port=sink_port)
+    main = MAIN_CF.format(queue=queue, data=data, log=folder / "log", folder=folder, sink_port=sink.port)
+    main += TLS_CF.format(ca_file=sink.ca_file, data=data) if sink.behaviour.tls else PLAIN_CF
     (config / "main.cf").write_text(main)
     (config / "master.cf").write_text(MASTER_CF.format(port=port))
     pid_file = queue / "pid/master.pid"
@@ -99,7 +113,7 @@ def postfix(folder: Path, sink_port: int) -> Iterator[Peer]:
         _run(PROGRAM, "-c", config, "start")
         facts = {"Postfix": _run(PROGRAM.with_name("postconf"), "-c", config, "-h", "mail_version")}
         roots = {SERVICE: int(pid_file.read_text())}
-        yield Peer("Postfix", Intake.SMTP, {Intake.SMTP: str(port)}, roots, facts)
+        yield Peer(name, intake, {intake: str(port)}, roots, facts)
     finally:
         if pid_file.exists():
             _run(PROGRAM, "-c", config, "stop")

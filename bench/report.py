@@ -27,13 +27,38 @@ LABELS: Final = {
     "accept_to_hop_p99_ms": "acceptance to hop, p99 ms",
     "flood_accepted_per_s": "accepted/s of the flood",
     "flood_delivered_per_s": "delivered/s of the flood",
+    "wal_bytes_per_message": "bytes of WAL a message",
+    "wal_to_payload": "… over those of the message",
+    "waiting_sessions": "PostgreSQL's sessions that wait",
+    "queue_s": "mailkeep queue, s",
+    "queue_shape_s": "mailkeep queue shape, s",
+    "retention_s": "retention of the old, s",
+    "longest_gap_ms": "longest time without an arrival, ms",
+    "share_of_arithmetic": "share of connections / latency",
+    "loop_stall_ms": "longest wait for an idle answer, ms",
+    "machine_stall_ms": "… of a process that does nothing",
     "lost": "lost",
     "duplicated": "duplicated",
     "message_bytes": "bytes a message at the hop",
+    "load_cpu_ms": "CPU of the load client a message, ms",
+    "sink_cpu_ms": "… of the sink",
+    "collector_cpu_ms": "… of the collector",
     "elsewhere_cores": "cores busy elsewhere",
 }
 """What each figure is called; the four to the hop are at 10 a second, the last is kernel and other programs."""
-NO_RATIO: Final = frozenset({"lost", "duplicated", "message_bytes", "elsewhere_cores"})
+NO_RATIO: Final = frozenset(
+    {
+        "lost",
+        "duplicated",
+        "message_bytes",
+        "wal_to_payload",
+        "share_of_arithmetic",
+        "load_cpu_ms",
+        "sink_cpu_ms",
+        "collector_cpu_ms",
+        "elsewhere_cores",
+    }
+)
 
 
 class Spread(msgspec.Struct, frozen=True):

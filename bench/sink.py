@@ -2,36 +2,49 @@
 
 A process of its own and not Mailkeep's sinkhole: it must be as cheap as can be, so that it doesn't take the CPU that
 is being measured, and it must owe nothing to either peer. It parses no more of SMTP than it needs (RFC 5321 section
-4.1, PIPELINING of RFC 2920); messages are counted and dropped. `Sink` is the handle on the process; the clock is
-`time.monotonic_ns`, which all processes of a machine share.
+4.1, PIPELINING of RFC 2920, STARTTLS of RFC 3207); messages are counted and dropped. `Sink` is the handle on the process;
+the clock is `time.monotonic_ns`, which all processes of a machine share.
 """
 
 import asyncio
-import multiprocessing
-import signal
+import ssl
 import time
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Final, Literal, Self, assert_never, cast
+from pathlib import Path
+from typing import Final, Literal, assert_never, cast
 
 import msgspec
+import trustme
 import uvloop
 
+from bench.child import Child
 from bench.mail import TOKEN
 
+OK: Final = b"250 2.0.0 Ok\r\n"
+READY_FOR_TLS: Final = b"220 2.0.0 Ready\r\n"
 REPLIES: Final = {
-    b"EHLO": b"250-sink.bench.sinkhole.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n"
-    b"250-ENHANCEDSTATUSCODES\r\n250 SIZE 26214400\r\n",
     b"MAIL": b"250 2.1.0 Ok\r\n",
-    b"RSET": b"250 2.0.0 Ok\r\n",
+    b"RSET": OK,
     b"QUIT": b"221 2.0.0 Bye\r\n",
 }
+EHLO: Final = (
+    b"250-sink.bench.example.org\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n"
+    b"%b250-ENHANCEDSTATUSCODES\r\n250 SIZE 26214400\r\n"
+)
 END_OF_DATA: Final = b"\r\n.\r\n"
 BACKLOG: Final = 512  # above any number of connections a peer may open at once
 MAX_LINE_BYTES: Final = 4096  # a peer that sends more without a line end is not speaking SMTP
 
 Question = range | Literal["take"]
 """How many of these tokens came; or all that came, to be forgotten."""
+
+
+class Behaviour(msgspec.Struct, frozen=True):
+    """How a sink behaves. `delay_s`: each reply leaves so much after its command came. A `stalled` one never answers a dot."""
+
+    tls: bool = False
+    delay_s: float = 0.0
+    stalled: bool = False
 
 
 class Arrivals(msgspec.Struct):
@@ -63,48 +76,74 @@ class Ledger:
 
 
 class SinkProtocol(asyncio.Protocol):
-    """One connection: a line reader that turns into a search for the final dot while content flows."""
+    """One connection: a line reader that turns into a search for the final dot while content flows.
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._buffer = bytearray()
+    Nothing of a content is kept but the end of a piece that could be the beginning of its dot.
+    """
+
+    def __init__(self, ledger: Ledger, behaviour: Behaviour, tls: ssl.SSLContext | None) -> None:
+        self._ledger, self._behaviour, self._tls = ledger, behaviour, tls
+        self._rest = b""
         self._token: int | None = None
         self._in_data = False
+        self._size_bytes = 0
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
-        self._transport.write(b"220 sink.bench.sinkhole.test ESMTP\r\n")
+        self._write(b"220 sink.bench.example.org ESMTP\r\n")
 
     def data_received(self, data: bytes) -> None:
         """Answer all that is complete in one write."""
-        self._buffer += data
-        replies: list[bytes] = []
-        while (reply := self._content() if self._in_data else self._command()) is not None:
-            replies.append(reply)
+        if self._rest:
+            data = self._rest + data
+        begin, replies = 0, b""
+        while True:
+            mark = END_OF_DATA if self._in_data else b"\r\n"
+            end = data.find(mark, begin)
+            if end < 0:
+                break
+            replies += self._end_content(end - begin) if self._in_data else self._reply(data[begin:end])
+            begin = end + len(mark)
+        self._keep(data, begin)
         if replies:
-            self._transport.write(b"".join(replies))
+            self._write(replies)
+        if replies == READY_FOR_TLS:
+            self._transport.pause_reading()  # what follows is the handshake
+            self._starting = asyncio.get_running_loop().create_task(self._start_tls())
 
-    def _content(self) -> bytes | None:
-        end = self._buffer.find(END_OF_DATA)
-        if end < 0:
-            return None
+    def _keep(self, data: bytes, begin: int) -> None:
+        if self._in_data:
+            kept_from = max(begin, len(data) - len(END_OF_DATA) + 1)
+            self._size_bytes += kept_from - begin
+            begin = kept_from
+        self._rest = data[begin:]
+        if len(self._rest) > MAX_LINE_BYTES:
+            self._transport.abort()
+
+    def _write(self, replies: bytes) -> None:
+        if self._behaviour.delay_s:
+            asyncio.get_running_loop().call_later(self._behaviour.delay_s, self._transport.write, replies)
+        else:
+            self._transport.write(replies)
+
+    async def _start_tls(self) -> None:
+        assert self._tls is not None
+        try:
+            secured = await asyncio.get_running_loop().start_tls(
+                self._transport, self, self._tls, server_side=True
+            )
+        except OSError:
+            return  # who hangs up in the handshake comes again, or the mail is missing
+        assert secured is not None
+        self._transport, self._tls = secured, None
+
+    def _end_content(self, size_bytes: int) -> bytes:
         assert self._token is not None
-        self._ledger.note(self._token, end + 2)
-        del self._buffer[: end + len(END_OF_DATA)]
-        self._in_data, self._token = False, None
-        return b"250 2.0.0 Ok\r\n"
-
-    def _command(self) -> bytes | None:
-        end = self._buffer.find(b"\r\n")
-        if end < 0:
-            if len(self._buffer) > MAX_LINE_BYTES:
-                self._transport.abort()
-            return None
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 2]
-        return self._reply(line)
+        self._ledger.note(self._token, self._size_bytes + size_bytes + 2)
+        self._in_data, self._token, self._size_bytes = False, None, 0
+        return b"" if self._behaviour.stalled else OK
 
     def _reply(self, line: bytes) -> bytes:
         verb = line[:4].upper()
@@ -114,6 +153,10 @@ class SinkProtocol(asyncio.Protocol):
             case b"DATA":
                 self._in_data = self._token is not None
                 return b"354 Go ahead\r\n" if self._in_data else b"503 5.5.1 RCPT first\r\n"
+            case b"EHLO":
+                return EHLO % (b"250-STARTTLS\r\n" if self._tls else b"")
+            case b"STAR" if self._tls:
+                return READY_FOR_TLS
             case b"QUIT":
                 asyncio.get_running_loop().call_soon(self._transport.close)  # after what is written now
         return REPLIES.get(verb, b"502 5.5.2 Unknown command\r\n")
@@ -126,46 +169,54 @@ class SinkProtocol(asyncio.Protocol):
         return b"250 2.1.5 Ok\r\n"
 
 
-class Sink:
-    """The sink's process: `with Sink() as sink:` starts it; `port` is where it listens on 127.0.0.1."""
+class Sink(Child):
+    """The sink's process: `with Sink(folder) as sink:` starts it; `port` is where it listens on 127.0.0.1.
 
-    def __enter__(self) -> Self:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()
-        self.port: int = self._pipe.recv()
-        return self
+    With TLS the certificate of its authority lies at `ca_file`.
+    """
 
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.terminate()
-        self._process.join()
+    def __init__(self, folder: Path, behaviour: Behaviour | None = None) -> None:
+        self.behaviour = behaviour or Behaviour()
+        self.ca_file = folder / "sink-ca.pem"
+        chain_file = folder / "sink.pem"
+        if self.behaviour.tls:
+            authority = trustme.CA()
+            authority.cert_pem.write_to_path(str(self.ca_file))
+            authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(chain_file))
+            self.ca_file.chmod(0o644)  # Postfix is not root
+        super().__init__(_run, self.behaviour, chain_file)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        port: int = self.ready
+        return port
 
     def count(self, tokens: range) -> int:
         """Return how many of `tokens` came since the last take."""
-        self._pipe.send(tokens)
-        count: int = self._pipe.recv()
+        count: int = self.ask(tokens)
         return count
 
     def take(self) -> Arrivals:
         """Return what came since the last take and forget it."""
-        self._pipe.send("take")
-        arrivals: Arrivals = self._pipe.recv()
+        arrivals: Arrivals = self.ask("take")
         return arrivals
 
 
-def _run(pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the bench's own affair; it ends us
-    uvloop.run(_serve(pipe))
+def _run(pipe: Connection, behaviour: Behaviour, chain_file: Path) -> None:
+    uvloop.run(_serve(pipe, behaviour, chain_file))
 
 
-async def _serve(pipe: Connection) -> None:
+async def _serve(pipe: Connection, behaviour: Behaviour, chain_file: Path) -> None:
     ledger = Ledger()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: SinkProtocol(ledger), "127.0.0.1", 0, backlog=BACKLOG)
+    tls = None
+    if behaviour.tls:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(chain_file)
+    server = await loop.create_server(
+        lambda: SinkProtocol(ledger, behaviour, tls), "127.0.0.1", 0, backlog=BACKLOG
+    )
     pipe.send(server.sockets[0].getsockname()[1])
     while True:
         question: Question = await asyncio.to_thread(pipe.recv)  # ends with the bench, by EOFError

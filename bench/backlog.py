@@ -1,0 +1,256 @@
+"""A full queue and a long history: what they do to the rate, to memory, to `mailkeep queue`; and what retention costs.
+
+One service is measured empty, then with deferred deliveries waiting (retry times spread over hours), then with ended ones
+beside them, and at last while retention removes the oldest days. Rows are copies, made by SQL, of one mail that the service
+itself sent: all its tables, with new ids, instants and addresses, so that they are what it would have written.
+"""
+
+import asyncio
+import itertools
+import subprocess
+import sys
+import time
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from bench.errors import BenchError
+from bench.load import Handover, LoadOrder
+from bench.mail import DOMAIN
+from bench.peer import Intake, Peer
+from bench.run import Cost, Figures, Observation, Plan, await_arrivals, send, sending
+from bench.sink import Arrivals, Sink
+from mailkeep.store.postgres import Store
+from mailkeep.store.retention import Retention
+
+RETENTION_S: Final = 30 * 86_400.0  # MAIL_DELIVERY_RETENTION, by default
+KEYS_S: Final = 7 * 86_400.0  # MAIL_IDEMPOTENCY_TTL and MAIL_PAYLOAD_RETENTION, by default
+MAX_SWEEPS: Final = 10  # a day whose lock can't be had at once is left for the next one
+SPREAD: Final = "12 hours"  # over which the deferred are due
+SERVICE_SETTINGS: Final = {"MAIL_CLEANUP_INTERVAL": "1d"}  # the bench says when
+COMMANDS: Final = {"queue_s": ("queue",), "queue_shape_s": ("queue", "shape")}
+WAITING_BEGIN: Final = 20_000_000  # tokens of the deferred: some become due, and come
+LOOKS: Final = 3  # at each command; the middle one counts
+COMMAND_TIMEOUT_S: Final = 120.0
+
+
+class BacklogPlan(msgspec.Struct, frozen=True):
+    """What is sent in each phase, and how many rows there are besides; `expired` are of the `ended`."""
+
+    sent: Plan
+    waiting: int
+    ended: int
+    expired: int
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """What one phase showed."""
+
+    name: str
+    plan: Plan
+    bulk: Handover
+    cost: Cost
+    looks_s: dict[str, float]
+    retention_s: float | None = None
+
+
+class BacklogObservation(msgspec.Struct, frozen=True):
+    """What was seen in all phases."""
+
+    peer: str
+    phases: list[Phase]
+
+    def figures(self, arrivals: Arrivals) -> dict[str, Figures]:
+        """Return a column for each phase."""
+        return {phase.name: self._figures(phase, arrivals) for phase in self.phases}
+
+    def _figures(self, phase: Phase, arrivals: Arrivals) -> Figures:
+        at_ns = {token: arrivals.at_ns[token] for token in phase.plan.bulk if token in arrivals.at_ns}
+        seen = Observation(self.peer, Intake.HTTP_RENDERED, phase.plan, None, phase.bulk, phase.cost, None)
+        # The other phases, and what became due of the backlog, are no figures of this one.
+        alone = Arrivals(at_ns, 0, arrivals.content_bytes * len(at_ns) // max(len(arrivals.at_ns), 1))
+        (figures,) = seen.figures(alone).values()
+        order = sorted(at_ns.values())
+        gaps_ns = [after - before for before, after in itertools.pairwise(order)]
+        return msgspec.structs.replace(
+            figures,
+            longest_gap_ms=max(gaps_ns) / 1e6,
+            retention_s=phase.retention_s,
+            **phase.looks_s,
+        )
+
+
+def observe_backlog(peer: Peer, sink: Sink, plan: BacklogPlan) -> BacklogObservation:
+    """Carry `plan` out on a running peer."""
+    dsn, plans = peer.ways[Intake.SQL], _plans(plan.sent)
+    send(peer, sink, LoadOrder(peer.intake, peer.ways[peer.intake], plan.sent.warm, plan.sent.connections))
+    phases = [_phase("empty", peer, sink, plans[0])]
+    asyncio.run(_fill(dsn, WAITING, plan.waiting))
+    phases.append(_phase(f"{plan.waiting:,} deferred", peer, sink, plans[1]))
+    asyncio.run(_fill(dsn, ENDED, plan.ended - plan.expired))
+    asyncio.run(_fill(dsn, EXPIRED, plan.expired))
+    phases.append(_phase(f"and {plan.ended:,} ended", peer, sink, plans[2]))
+    phases.append(_swept(f"while {plan.expired:,} are removed", peer, sink, plans[3]))
+    return BacklogObservation(peer.name, phases)
+
+
+def _plans(sent: Plan) -> list[Plan]:
+    """Return the plans of all phases, whose tokens do not overlap."""
+    firsts = [sent.bulk.start + number * sent.messages for number in range(4)]
+    return [msgspec.structs.replace(sent, first=first, warm_messages=0, quiet_messages=0) for first in firsts]
+
+
+def _phase(name: str, peer: Peer, sink: Sink, plan: Plan) -> Phase:
+    bulk, cost = send(peer, sink, _order(peer, plan))
+    return Phase(name, plan, bulk, cost, {figure: _look(peer, words) for figure, words in COMMANDS.items()})
+
+
+def _order(peer: Peer, plan: Plan) -> LoadOrder:
+    return LoadOrder(peer.intake, peer.ways[peer.intake], plan.bulk, plan.connections)
+
+
+def _swept(name: str, peer: Peer, sink: Sink, plan: Plan) -> Phase:
+    """Sweep, as the retention worker of a further replica would, in the midst of the load."""
+    with sending(peer, sink, _order(peer, plan)) as (load, meter):
+        await_arrivals(sink, plan.bulk, plan.messages // 10, meter)
+        retention_s = asyncio.run(_sweep(peer.ways[Intake.SQL]))
+        bulk = load.result()
+        await_arrivals(sink, plan.bulk, plan.messages, meter)
+        return Phase(name, plan, bulk, meter.cost(), {}, retention_s)
+
+
+async def _sweep(dsn: str) -> float:
+    """Return how long it took until no day was left that was older than the retention."""
+    store = await Store.open(dsn, pool_size=2, application_name="bench retention")
+    retention = Retention(store, delivery_s=RETENTION_S, payload_s=KEYS_S, key_s=KEYS_S, malformed_s=KEYS_S)
+    begin_s = time.perf_counter()
+    try:
+        for _ in range(MAX_SWEEPS):
+            await retention.sweep()
+            days = await store.fetch("partition_days", "deliveries")
+            if len(days) <= RETENTION_S / 86_400:
+                return time.perf_counter() - begin_s
+    finally:
+        await store.close()
+    raise BenchError(f"{MAX_SWEEPS} sweeps did not remove the old days")
+
+
+def _look(peer: Peer, words: tuple[str, ...]) -> float:
+    """Return how long a command of the operator's takes, its start included."""
+    times_s = []
+    for _ in range(LOOKS):
+        begin_s = time.perf_counter()
+        command = [sys.executable, "-m", "mailkeep", *words, "--json"]
+        done = subprocess.run(
+            command, env=peer.environment, capture_output=True, check=False, timeout=COMMAND_TIMEOUT_S
+        )
+        if done.returncode:
+            raise BenchError(f"mailkeep {' '.join(words)} failed: {done.stderr.decode().strip()}")
+        times_s.append(time.perf_counter() - begin_s)
+    return sorted(times_s)[LOOKS // 2]
+
+
+class History(msgspec.Struct, frozen=True):
+    """Rows to make: by table, what differs in which column from the mail that is copied. `n` counts from 0, `at` is its instant."""
+
+    kind: str
+    newest_ago: str
+    over: str
+    changes: dict[str, dict[str, str]]
+
+
+_ID: Final = "(lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '70008' || lpad(to_hex(n), 15, '0'))::uuid"
+_KEY: Final = "$5::text || n"
+_ALL: Final = {
+    "deliveries": {"id": _ID, "accepted_at": "at", "idempotency_key": _KEY},
+    "recipients": {"delivery_id": _ID, "address_hash": f"sha256(convert_to({_KEY}, 'UTF8'))"},
+    "attempts": {"delivery_id": _ID, "started_at": "at", "finished_at": "at"},
+    "idempotency_keys": {"delivery_id": _ID, "key": _KEY, "reserved_at": "at"},
+}
+_ENDED: Final = _ALL | {
+    "deliveries": _ALL["deliveries"] | {"finished_at": "at"},
+    "events": {"delivery_id": _ID, "id": "nextval('mail.event_ids')", "occurred_at": "at"},
+}
+WAITING: Final = History(
+    "waiting-",
+    "0 hours",
+    "6 hours",
+    _ALL
+    | {
+        "deliveries": _ALL["deliveries"]
+        | {
+            "status": "'rendered'",
+            "finished_at": "NULL",
+            "due_at": f"mail.now() + random() * interval '{SPREAD}'",
+            "recipient_states": "'o'",
+            "rungs_used": "1",
+            "last_reason": "'421 4.3.2 Service temporarily unavailable'",
+            "last_rule": "'service_unavailable'",
+        },
+        "payloads": {
+            "delivery_id": _ID,
+            "recipients": f"ARRAY['tok-' || ({WAITING_BEGIN} + n) || '@{DOMAIN}']",
+        },
+        "attempts": _ALL["attempts"]
+        | {
+            "status": "'provider_rejected'",
+            "certainty": "'not_delivered'",
+            "phase": "'rcpt'",
+            "severity": "'transient'",
+            "code": "421",
+            "reply": "'4.3.2 Service temporarily unavailable'",
+        },
+    },
+)
+"""Deferred once."""
+ENDED: Final = History("ended-", "1 day", "5 days", _ENDED)
+"""Sent, and their payloads gone."""
+EXPIRED: Final = History("expired-", "33 days", "5 days", _ENDED)
+"""The same, older than the retention: each of these days can go whole."""
+
+
+async def _fill(dsn: str, history: History, count: int) -> None:
+    """Make `count` deliveries of `history`."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        # Triggers tell what happens now; these rows are history.
+        await connection.execute("SET session_replication_role = replica")
+        await connection.execute(
+            "SELECT mail.ensure_partitions((mail.now() - $1::text::interval - $2::text::interval)::date, mail.now()::date)",
+            history.newest_ago,
+            history.over,
+        )
+        copied = await connection.fetchval(
+            "SELECT id FROM mail.deliveries WHERE status = 'sent' ORDER BY id DESC LIMIT 1"
+        )
+        for table, changes in history.changes.items():
+            statement = _COPY.format(table=table, **await _columns(connection, table, changes))
+            await connection.execute(statement, copied, count, history.newest_ago, history.over, history.kind)
+            await connection.execute(f"VACUUM ANALYZE mail.{table}")  # as autovacuum will have done
+    finally:
+        await connection.close()
+
+
+_COPY: Final = """
+    INSERT INTO mail.{table} ({names})
+    SELECT {values}
+    FROM mail.{table} t, LATERAL (
+        SELECT n, mail.now() - $3::text::interval - (n + 1)::float8 / $2::int * $4::text::interval AS at
+        FROM generate_series(0::bigint, $2::int - 1) n) c
+    WHERE t.{key} = $1::uuid AND $5::text <> ''
+"""
+
+
+async def _columns(
+    connection: "asyncpg.Connection[asyncpg.Record]", table: str, changes: dict[str, str]
+) -> dict[str, str]:
+    rows = await connection.fetch(
+        "SELECT column_name FROM information_schema.columns"
+        " WHERE table_schema = 'mail' AND table_name = $1 AND is_generated = 'NEVER' ORDER BY ordinal_position",
+        table,
+    )
+    names = [row["column_name"] for row in rows]
+    values = [changes.get(name, f"t.{name}") for name in names]
+    key = "id" if table == "deliveries" else "delivery_id"
+    return {"names": ", ".join(names), "values": ", ".join(values), "key": key}
