@@ -57,9 +57,8 @@ TLS_CF: Final = """
 smtp_tls_security_level = encrypt
 smtp_tls_CAfile = {ca_file}
 smtp_tls_loglevel = 0
-# A session is resumed rather than agreed on anew.
-smtp_tls_session_cache_database = btree:{data}/smtp_scache
-smtp_connection_cache_on_demand = no
+# Connections are used again, by way of tlsproxy.
+smtp_tls_connection_reuse = yes
 """
 
 MASTER_CF: Final = """\
