@@ -1,5 +1,7 @@
 """Big mail: attachments of 10 MB, over HTTP. How long the service's event loop stands still, and how much memory it takes."""
 
+from typing import Final
+
 import msgspec
 
 from bench.load import LoadOrder
@@ -8,7 +10,7 @@ from bench.prober import Prober
 from bench.run import Figures, Observation, Plan, send
 from bench.sink import Arrivals, Sink
 
-CONNECTIONS = 4
+CONNECTIONS: Final = 4
 """Callers at a time: each holds 13 MB of JSON."""
 
 
@@ -31,6 +33,8 @@ def observe_big(peer: Peer, sink: Sink, idle_port: int, plan: Plan) -> BigObserv
     """Send `plan` and probe the service meanwhile, beside a process at `idle_port` that does nothing."""
     port = peer.ways[Intake.HTTP_BIG]
     send(peer, sink, LoadOrder(Intake.HTTP_RENDERED, port, plan.warm, CONNECTIONS))
+    sink.take()  # small mail, which would make the others' size wrong
+    plan = msgspec.structs.replace(plan, first=plan.warm.stop, warm_messages=0)
     with Prober([int(port), idle_port]) as prober:
         prober.begin()
         bulk, cost = send(peer, sink, LoadOrder(Intake.HTTP_BIG, port, plan.bulk, CONNECTIONS), plan.sample_s)

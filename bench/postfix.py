@@ -104,7 +104,7 @@ def postfix(folder: Path, sink: Sink, name: str = "Postfix", intake: Intake = In
     shutil.chown(data, "postfix")
     port = free_port()
     main = MAIN_CF.format(queue=queue, data=data, log=folder / "log", folder=folder, sink_port=sink.port)
-    main += TLS_CF.format(ca_file=sink.ca_file, data=data) if sink.behaviour.tls else PLAIN_CF
+    main += TLS_CF.format(ca_file=sink.ca_file) if sink.behaviour.tls else PLAIN_CF
     (config / "main.cf").write_text(main)
     (config / "master.cf").write_text(MASTER_CF.format(port=port))
     pid_file = queue / "pid/master.pid"

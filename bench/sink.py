@@ -124,8 +124,12 @@ class SinkProtocol(asyncio.Protocol):
 
     def _write(self, replies: bytes) -> None:
         if self._behaviour.delay_s:
-            asyncio.get_running_loop().call_later(self._behaviour.delay_s, self._transport.write, replies)
+            asyncio.get_running_loop().call_later(self._behaviour.delay_s, self._write_now, replies)
         else:
+            self._transport.write(replies)
+
+    def _write_now(self, replies: bytes) -> None:
+        if not self._transport.is_closing():  # who said QUIT, or left, need not wait
             self._transport.write(replies)
 
     async def _start_tls(self) -> None:

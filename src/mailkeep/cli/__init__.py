@@ -23,6 +23,7 @@ from mailkeep.cli import (
     templates,
     webhooks,
 )
+from mailkeep.cli.bench import bench
 from mailkeep.cli.classify import classify
 from mailkeep.cli.config import config
 from mailkeep.cli.dev import dev
@@ -80,6 +81,7 @@ app.add_typer(payloads.app, name="payloads", short_help="Rotate the keys that se
 app.add_typer(routes.app, name="routes", short_help="Show where mail goes, and test whether it can.")
 app.add_typer(templates.app, name="templates", short_help="Check, list and try the templates of mail.")
 app.add_typer(drill.app, name="drill", short_help="Prove that the queue keeps what it promises.")
+app.command(short_help="Measure how much mail this deployment carries.")(bench)
 app.add_typer(sinkhole.app, name="sinkhole", short_help="Run an SMTP server whose answers you choose.")
 
 

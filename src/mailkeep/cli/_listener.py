@@ -1,4 +1,4 @@
-"""How commands speak TLS to the internal listener of their own settings."""
+"""How commands find the internal listener of their own settings, and speak TLS to it."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -8,6 +8,20 @@ if TYPE_CHECKING:
     from mailkeep.settings import Settings
 
 _END: Final = "-----END CERTIFICATE-----"
+_ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where to find who listens on all
+
+
+def listener_host(settings: "Settings") -> str:
+    """Return the address at which the listener of `settings` is reached from here."""
+    host = settings.internal_http_addr.host
+    return _ANY_ADDRESS.get(host, host)
+
+
+def listener_url(settings: "Settings") -> str:
+    """Return the URL of the listener of `settings`."""
+    host = listener_host(settings)
+    scheme = "http" if settings.internal_http_tls_cert is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.internal_http_addr.port}"
 
 
 def client_tls(settings: "Settings") -> "ssl.SSLContext | None":

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 DELIVERIES: Final = "/api/v1/internal/deliveries"
 CALL_TIMEOUT_S: Final = 60.0  # of one HTTP call; accepting takes milliseconds
 POLL_S: Final = 0.5
-_ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where to find who listens on all
 
 
 def send(
@@ -75,9 +74,9 @@ class _Client:
     """Calls the internal listener; leaves with one clear line when it refuses or can't be reached."""
 
     def __init__(self, settings: "Settings") -> None:
-        from mailkeep.cli._listener import client_tls
+        from mailkeep.cli._listener import client_tls, listener_host
 
-        self._endpoint = settings.internal_http_addr
+        self._endpoint, self._host = settings.internal_http_addr, listener_host(settings)
         self._tls = client_tls(settings)
         tokens = settings.internal_http_tokens
         self._headers = {"Authorization": f"Bearer {tokens[0].reveal()}"} if tokens else {}
@@ -95,8 +94,7 @@ class _Client:
 
         from mailkeep.cli.output import EXIT_UNAVAILABLE, fail
 
-        host = _ANY_ADDRESS.get(self._endpoint.host, self._endpoint.host)
-        port = self._endpoint.port
+        host, port = self._host, self._endpoint.port
         connection = (
             http.client.HTTPConnection(host, port, timeout=CALL_TIMEOUT_S)
             if self._tls is None
