@@ -23,7 +23,7 @@ from rich.console import Console
 from bench.errors import BenchError
 from bench.facts import machine_facts
 from bench.postfix import postfix_missing
-from bench.report import Report, compare, in_brief, show
+from bench.report import Report, compare, in_brief, show, write
 from bench.rows import TITLES, Run, Sizes, full_sizes, quick_sizes, runs_of
 from bench.run import Figures
 
@@ -74,7 +74,7 @@ def main() -> int:
         return EXIT_INTERRUPTED
     show(report, console)
     if options.json:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+        write(report, options.json)
     return EXIT_LOST if report.lost else 0
 
 
@@ -94,7 +94,9 @@ def _options() -> Options:
     parser.add_argument("--processes", type=int, default=1, help="of `mailkeep serve` (1)")
     parser.add_argument("--only", choices=("postfix", "mailkeep"), help="leave the other peer out")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="a folder on a disk (/var/tmp)")
-    parser.add_argument("--json", type=Path, help="write the report there as well")
+    parser.add_argument(
+        "--json", type=Path, help="write the report there as well, beside rows that stand there"
+    )
     return Options(**vars(parser.parse_args()))
 
 
@@ -123,7 +125,8 @@ def _folder(parent: Path) -> Iterator[Path]:
 
 
 def _bench(options: Options, folder: Path, console: Console) -> Report:
-    facts = machine_facts(folder)
+    facts = machine_facts(folder) | _plan_facts(options)
+    own_facts: dict[str, dict[str, str]] = {}
     runs = _runs(options, console)
     tables: dict[str, dict[str, list[Figures]]] = {}
     for turn in range(options.turns):
@@ -131,15 +134,19 @@ def _bench(options: Options, folder: Path, console: Console) -> Report:
             begin_s = time.monotonic()
             result = run(folder)
             took_s = time.monotonic() - begin_s
-            facts |= result.facts
+            own_facts.setdefault(result.row, {}).update(result.facts)
             for column, seen in result.columns.items():
-                tables.setdefault(result.table, {}).setdefault(column, []).append(seen)
+                tables.setdefault(result.row, {}).setdefault(column, []).append(seen)
                 console.print(
-                    f"round {turn + 1}: {result.table}: {column}: {in_brief(seen)} ({took_s:.0f} s)",
+                    f"round {turn + 1}: {result.row}: {column}: {in_brief(seen)} ({took_s:.0f} s)",
                     highlight=False,
                 )
-    compared = {table: compare(columns) for table, columns in tables.items()}
-    return Report(facts | _plan_facts(options), compared)
+    return Report(
+        {
+            row: compare(TITLES[row], facts | own_facts[row], columns, quick=options.quick)
+            for row, columns in sorted(tables.items(), key=lambda table: list(TITLES).index(table[0]))
+        }
+    )
 
 
 def _runs(options: Options, console: Console) -> list[Run]:

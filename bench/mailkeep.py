@@ -76,7 +76,7 @@ def mailkeep(folder: Path, sink: Sink, setup: Setup) -> Iterator[Peer]:
                 measuring={"collector": collector.pid},
                 environment=environment,
             )
-        facts[f"telemetry, traces of {setup.traced:.0%}"] = _exported(collector, setup)
+        facts[f"telemetry, {setup.traced:.0%} of traces"] = _exported(collector, setup)
 
 
 def _telemetry(collector: Collector, traced: float) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What the runs say together: min, median and max of each figure, and its median over that of the table's base."""
 
 import statistics
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -70,8 +71,11 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """One table, by column; `ratios` are medians over the median of `base`."""
+    """One table, by column; `ratios` are medians over the median of `base`. `quick` figures show that it works, and no more."""
 
+    title: str
+    quick: bool
+    facts: dict[str, str]
     runs: dict[str, list[Figures]]
     summary: dict[str, dict[str, Spread]]
     base: str
@@ -79,10 +83,10 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All of it, as `--json` writes it."""
+    """All tables by the names of their rows, as `--json` writes them."""
 
-    facts: dict[str, str]
     tables: dict[str, Comparison]
+    labels: dict[str, str] = LABELS
 
     @property
     def lost(self) -> int:
@@ -90,7 +94,14 @@ class Report(msgspec.Struct, frozen=True):
         return sum(run.lost for table in self.tables.values() for runs in table.runs.values() for run in runs)
 
 
-def compare(runs: dict[str, list[Figures]]) -> Comparison:
+def write(report: Report, path: Path) -> None:
+    """Write `report`; tables of other rows that are there already stay, so that rows can be measured one by one."""
+    kept = msgspec.json.decode(path.read_bytes(), type=Report).tables if path.exists() else {}
+    merged = Report(kept | report.tables)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(merged)) + b"\n")
+
+
+def compare(title: str, facts: dict[str, str], runs: dict[str, list[Figures]], *, quick: bool) -> Comparison:
     """Put the runs of one table together; the first column is the base of the ratios."""
     summary = {column: _spreads(figures) for column, figures in runs.items()}
     base, *others = summary
@@ -102,7 +113,7 @@ def compare(runs: dict[str, list[Figures]]) -> Comparison:
         }
         for column in others
     }
-    return Comparison(runs, summary, base, ratios)
+    return Comparison(title, quick, facts, runs, summary, base, ratios)
 
 
 def _spreads(runs: list[Figures]) -> dict[str, Spread]:
@@ -129,16 +140,19 @@ def in_brief(figures: Figures) -> str:
 
 def show(report: Report, console: Console) -> None:
     """Print the report."""
-    for name, fact in report.facts.items():
+    facts: dict[str, str] = {}
+    for comparison in report.tables.values():
+        facts |= comparison.facts
+    for name, fact in facts.items():
         console.print(f"{name}: {fact}", highlight=False, markup=False)
-    for title, comparison in report.tables.items():
-        console.print(_table(title, comparison))
+    for comparison in report.tables.values():
+        console.print(_table(comparison))
 
 
-def _table(title: str, comparison: Comparison) -> Table:
+def _table(comparison: Comparison) -> Table:
     rounds = len(comparison.runs[comparison.base])
     table = Table(
-        title=title,
+        title=comparison.title,
         caption=f"median (x times that of {comparison.base}) and min to max of {rounds} runs",
     )
     table.add_column("", no_wrap=True)

@@ -79,9 +79,9 @@ def quick_sizes(messages: int) -> Sizes:
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What one run adds to the report: figures for columns of a table."""
+    """What one run adds to the report: figures for columns of a row's table."""
 
-    table: str
+    row: str
     columns: dict[str, Figures]
     facts: dict[str, str]
 
@@ -114,7 +114,7 @@ def runs_of(row: str, sizes: Sizes, processes: int, peers: frozenset[str]) -> li
         case _:
             watch = functools.partial(observe, plan=sizes.plan)
     behaviour = Behaviour(tls=row == "starttls", delay_s=DELAY_S if row == "slow_hop" else 0.0)
-    return [functools.partial(_run, TITLES[row], start, watch, behaviour) for start in starts]
+    return [functools.partial(_run, row, start, watch, behaviour) for start in starts]
 
 
 _POSTFIX: Final[dict[str, list[StartPeer]]] = {
@@ -145,19 +145,19 @@ def _setups(row: str, processes: int) -> list[Setup]:
     return setups.get(row, [Setup("Mailkeep HTTP", http, processes)])
 
 
-def _run(table: str, start: StartPeer, watch: Observe, behaviour: Behaviour, folder: Path) -> Result:
+def _run(row: str, start: StartPeer, watch: Observe, behaviour: Behaviour, folder: Path) -> Result:
     """Measure one peer from an empty folder; read the sink when the peer has stopped, so that no copy is missed."""
     with tempfile.TemporaryDirectory(dir=folder) as own, Sink(_passable(own), behaviour) as sink:
         with start(Path(own), sink) as peer:
             seen = watch(peer, sink)
-        return Result(table, seen.figures(sink.take()), peer.facts)
+        return Result(row, seen.figures(sink.take()), peer.facts)
 
 
 def _run_big(plan: Plan, start: StartPeer, folder: Path) -> Result:
     """Measure big mail beside a process that does nothing: a collector that nobody exports to."""
     with Collector() as idle:
         watch = functools.partial(observe_big, idle_port=idle.port, plan=plan)
-        return _run(TITLES["big"], start, watch, Behaviour(), folder)
+        return _run("big", start, watch, Behaviour(), folder)
 
 
 def _run_stalled(plan: Plan, folder: Path, *, is_stalled: bool) -> Result:
@@ -176,7 +176,7 @@ def _run_stalled(plan: Plan, folder: Path, *, is_stalled: bool) -> Result:
         )
         with mailkeep(Path(own), good, setup) as peer:
             seen = observe_stalled(peer, good, plan, stalled if is_stalled else None)
-        return Result(TITLES["stalled_hop"], seen.figures(good.take()), peer.facts)
+        return Result("stalled_hop", seen.figures(good.take()), peer.facts)
 
 
 def _passable(folder: str) -> Path:
