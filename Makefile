@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := server,embedded,aws,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test patroni check crash-matrix format docs screenshots bench constraints sbom audit clean
+.PHONY: help setup run demo test patroni check crash-matrix format docs screenshots bench bench-full bench-docs constraints sbom audit clean
 
 help: ## Show this
 	@echo "Mailkeep: durable outbound mail. Begin with: make demo"
@@ -50,6 +50,12 @@ screenshots: $(BIN)/.ready ## Make the pictures of the console anew (needs Chrom
 
 bench: $(BIN)/.ready ## Measure throughput and latency on this machine
 	$(BIN)/python -m bench
+
+bench-full: $(BIN)/.ready ## Measure every row into bench/results.json: half a day, a quiet machine, 30 GB of /var/tmp
+	$(BIN)/python -m bench --rows all --json bench/results.json
+
+bench-docs: $(BIN)/.ready ## Write the pages and charts that follow from bench/results.json
+	@$(BIN)/python docs/benchmarks.py
 
 constraints: ## Renew constraints.txt (needs uv): names and versions, no hosts
 	@echo "# Versions that were tested together, on Python 3.11 to 3.14; \`make constraints\` renews them." > constraints.new

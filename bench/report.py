@@ -86,7 +86,7 @@ class Report(msgspec.Struct, frozen=True):
     """All tables by the names of their rows, as `--json` writes them."""
 
     tables: dict[str, Comparison]
-    labels: dict[str, str] = LABELS
+    labels: dict[str, str] = msgspec.field(default_factory=lambda: dict(LABELS))
 
     @property
     def lost(self) -> int:

@@ -13,7 +13,8 @@ from typing import Final
 
 import msgspec
 
-from bench.backlog import SERVICE_SETTINGS, BacklogPlan, observe_backlog
+from bench import backlog, slow_hop
+from bench.backlog import BacklogPlan, observe_backlog
 from bench.big import observe_big
 from bench.collector import Collector
 from bench.flood import FloodPlan, observe_flood
@@ -22,7 +23,7 @@ from bench.peer import Intake, Peer
 from bench.postfix import postfix
 from bench.run import Figures, Observed, Plan, observe
 from bench.sink import Behaviour, Sink
-from bench.slow_hop import DELAY_S, SERVICE, observe_slow, observe_stalled, routes
+from bench.slow_hop import DELAY_S, observe_slow, observe_stalled, routes
 
 StartPeer = Callable[[Path, Sink], AbstractContextManager[Peer]]
 """Starts a peer in a new folder, with the sink as its next hop."""
@@ -137,8 +138,8 @@ def _setups(row: str, processes: int) -> list[Setup]:
         ],
         "template": [Setup("Mailkeep template", Intake.HTTP_TEMPLATE, processes)],
         "flood": [Setup("Mailkeep", Intake.STREAM, processes)],
-        "backlog": [Setup("Mailkeep", http, processes, environ=SERVICE_SETTINGS)],
-        "slow_hop": [Setup("Mailkeep HTTP", http, processes, environ=SERVICE)],
+        "backlog": [Setup("Mailkeep", http, processes, environ=backlog.SETTINGS)],
+        "slow_hop": [Setup("Mailkeep HTTP", http, processes, environ=slow_hop.SETTINGS)],
         "scale": [Setup(name, http, count) for count, name in _REPLICAS.items()],
         "big": [Setup("Mailkeep HTTP", Intake.HTTP_BIG, processes)],
     }
@@ -172,7 +173,7 @@ def _run_stalled(plan: Plan, folder: Path, *, is_stalled: bool) -> Result:
         setup = Setup(
             "beside a stalled one" if is_stalled else "the good hop alone",
             Intake.HTTP_RENDERED,
-            environ=SERVICE | {"MAIL_ROUTES_FILE": str(file)},
+            environ=slow_hop.SETTINGS | {"MAIL_ROUTES_FILE": str(file)},
         )
         with mailkeep(Path(own), good, setup) as peer:
             seen = observe_stalled(peer, good, plan, stalled if is_stalled else None)

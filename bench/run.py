@@ -4,6 +4,7 @@ Every figure is taken outside the peer: times by the load client and the sink on
 and memory from the operating system.
 """
 
+import itertools
 import os
 import statistics
 import time
@@ -24,6 +25,7 @@ from bench.usage import cpu_s, memory_bytes
 SAMPLE_S: Final = 1.0  # between looks at memory and sink; more often would cost what is being measured
 STALL_S: Final = 60.0  # without an arrival: what is missing then is lost
 SETTLE_S: Final = 1.0  # what follows the last arrival (records, removals) is part of its cost
+MAX_WAITS: Final = 4  # kinds of waits in a report, the most frequent
 LOAD_TIMEOUT_S: Final = 3600.0  # 20,000 messages at 6 a second
 
 
@@ -58,7 +60,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one run showed; None is what it can't show."""
+    """What one run showed; None is what it can't show. `waits`: how many sessions of PostgreSQL waited, by for what."""
 
     accepted_per_s: float | None = None
     delivered_per_s: float | None = None
@@ -94,6 +96,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sink_cpu_ms: float | None = None
     collector_cpu_ms: float | None = None
     elsewhere_cores: float
+    waits: dict[str, float] = {}
 
 
 class Waits(TypedDict, total=False):
@@ -226,6 +229,7 @@ class Observation(msgspec.Struct, frozen=True):
             message_bytes=message_bytes,
             **measuring(cost, self.plan.messages),
             elsewhere_cores=cost.elsewhere_s / cost.wall_s,
+            waits=dict(itertools.islice(cost.waits.items(), MAX_WAITS)),
         )
         return {self.name: figures}
 

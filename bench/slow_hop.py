@@ -21,7 +21,7 @@ from bench.sink import Arrivals, Sink
 DELAY_S: Final = 0.2
 FLIGHTS: Final = 2  # of one transaction
 CONNECTIONS: Final = 100
-SERVICE: Final = {
+SETTINGS: Final = {
     "MAIL_SMTP_MAX_CONNECTIONS": str(CONNECTIONS),
     "MAIL_ATTEMPT_WORKER_CONCURRENCY": "200",  # a hop may hold three quarters of these
     "MAIL_SHUTDOWN_TIMEOUT": "2s",  # attempts at a stalled hop don't end by themselves
