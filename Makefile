@@ -51,7 +51,7 @@ screenshots: $(BIN)/.ready ## Make the pictures of the console anew (needs Chrom
 bench: $(BIN)/.ready ## Measure throughput and latency on this machine
 	$(BIN)/python -m bench
 
-bench-full: $(BIN)/.ready ## Measure every row into bench/results.json: half a day, a quiet machine, 30 GB of /var/tmp
+bench-full: $(BIN)/.ready ## Measure every row into bench/results.json: about four hours, a quiet machine, 20 GB of /var/tmp
 	$(BIN)/python -m bench --rows all --json bench/results.json
 
 bench-docs: $(BIN)/.ready ## Write the pages and charts that follow from bench/results.json

@@ -85,7 +85,8 @@ def _section(row: str, table: Table, labels: dict[str, str]) -> str:
             lines.append(f"| {label} | {' | '.join(cells)} |\n")
     facts = "".join(f"- {name}: {fact}\n" for name, fact in table["facts"].items())
     rounds = len(table["runs"][table["base"]])
-    note = f"Medians of {rounds} runs (min to max), and how many times that of {table['base']}.\n"
+    runs = "One run" if rounds == 1 else f"Medians of {rounds} runs (min to max)"
+    note = f"{runs}, and how many times that of {table['base']}.\n"
     quick = f"{QUICK}\n" if table["quick"] else ""
     title = table["title"][0].upper() + table["title"][1:]
     details = f"<details><summary>Hardware, versions, load</summary>\n\n{facts}\n</details>\n"
@@ -177,7 +178,7 @@ def _scaling(tables: dict[str, Table]) -> str:
     scale = tables["scale"]
     one = scale["summary"][scale["base"]]
     service_s = one["service_cpu_s_per_1000"]["median"] / 1000
-    postgres_s = one["postgres_cpu_s_per_1000"]["median"] / 1000
+    postgres_s = _dearest_postgres_s(tables)
     wal_bytes = one["wal_bytes_per_message"]["median"]
     payload_bytes = one["message_bytes"]["median"]
     curve = "".join(
@@ -208,8 +209,9 @@ times itself: it is stored once, and everything else about it is small.
 - **A replica** is one process and uses one core: 1 / {service_s * 1000:.2f} ms = {_number(1 / service_s)} mails a second, {_number(USED / service_s)} at
   {USED:.0%}. Replicas share nothing but the queue, so N of them carry N times that, until PostgreSQL is the limit. Add
   machines; nothing else changes.
-- **A core of PostgreSQL** carries 1 / {postgres_s * 1000:.2f} ms = {_number(1 / postgres_s)} mails a second, {_number(USED / postgres_s)} at {USED:.0%}. It is one
-  server: up to {CONSTANT_CORES} cores we count each in full, of more the half.
+- **A core of PostgreSQL** carries 1 / {postgres_s * 1000:.2f} ms = {_number(1 / postgres_s)} mails a second, {_number(USED / postgres_s)} at {USED:.0%}. That is the
+  dearest mail that was measured: with several replicas, whose groups are smaller, or [with a full queue and a long
+  history](../reference/benchmarks.md#a-full-queue-and-a-long-history). It is one server: up to {CONSTANT_CORES} cores we count each in full, of more the half.
 - **Its log** takes {_number(wal_bytes)} bytes a mail. Commits are grouped, so that flushes grow slower than mail; 1,000 mails a second are
   {wal_bytes * 1000 / 1e6:.1f} MB/s of WAL, for a disk and for each standby.
 - **Its disk** keeps contents for `MAIL_PAYLOAD_RETENTION` (7 days) and the rest for `MAIL_DELIVERY_RETENTION` (30 days).
@@ -228,10 +230,10 @@ Mailkeep scales by what its database does already, and adds no cluster of its ow
 
 | limit | engine | what it costs |
 | --- | --- | --- |
-| history grows | **partitioning**, built in: a day is a table, retention drops it | nothing to do |
+| history grows | **partitioning**, built in: a day is a table, retention drops it | each day kept is a table that plans look at: measured, in the backlog's row |
 | a server dies | **Patroni** or a managed PostgreSQL: a standby takes over, replicas reconnect ([how to](../how-to/run-with-patroni.md)) | a synchronous standby adds its round trip to each group commit |
 | connections | **PgBouncer** in transaction mode ([how to](../how-to/run-with-patroni.md)) | nothing: no session state in the hot path |
-| operators read much | **read replicas**: `mailkeep queue`, `events` and the console may be pointed at a standby's DSN as far as they only read | what they show is a moment old |
+| operators read much | **read replicas**: reports and the commands that only read go to a standby | not tried here; what they show is a moment old |
 | one PostgreSQL is full | **several queues**: each a PostgreSQL with its own replicas, behind one name in DNS or a balancer | idempotency holds within a queue: a producer repeats a call to the queue it began with (one stream or one host each) |
 | one queue must be larger than one server | **Citus**, distributed by the delivery's id | not tried here: the statements write a delivery's rows together, but `idempotency_keys` has a key of its own, which would have to be co-located |
 | the stream is full | **Redis Cluster or several Redis**, one stream a queue | a producer chooses its stream |
@@ -240,6 +242,13 @@ Mailkeep scales by what its database does already, and adds no cluster of its ow
 Several queues are the plain way to a billion: they need no engine that is not used at the first million, fail apart from each other,
 and each can be measured alone with [`mailkeep bench`](../how-to/measure-your-deployment.md).
 """
+
+
+def _dearest_postgres_s(tables: dict[str, Table]) -> float:
+    """Return the most that a mail cost PostgreSQL in the rows of replicas and backlog, less the one of a sweep."""
+    columns = [*tables["scale"]["summary"].values()]
+    columns += [seen for seen in tables["backlog"]["summary"].values() if "retention_s" not in seen]
+    return max(seen["postgres_cpu_s_per_1000"]["median"] for seen in columns) / 1000
 
 
 def _ms(seen: dict[str, dict[str, float]], figure: str) -> str:
