@@ -43,6 +43,7 @@ class Options(msgspec.Struct, frozen=True):
     rounds: int | None
     processes: int
     only: str | None
+    columns: tuple[str, ...]
     dir: Path
     json: Path | None
 
@@ -93,11 +94,20 @@ def _options() -> Options:
     parser.add_argument("--rounds", type=int, help="runs of each row, in turns (3)")
     parser.add_argument("--processes", type=int, default=1, help="of `mailkeep serve` (1)")
     parser.add_argument("--only", choices=("postfix", "mailkeep"), help="leave the other peer out")
+    parser.add_argument(
+        "--columns",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        help="only Mailkeeps with one of these in their names, such as 'mailkeep http,sql'; not with --json",
+    )
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="a folder on a disk (/var/tmp)")
     parser.add_argument(
         "--json", type=Path, help="write the report there as well, beside rows that stand there"
     )
-    return Options(**vars(parser.parse_args()))
+    options = Options(**vars(parser.parse_args()))
+    if options.columns and options.json:
+        parser.error("--columns leaves out part of a row, so that --json would keep half of it")
+    return options
 
 
 def _rows(text: str) -> tuple[str, ...]:
@@ -156,7 +166,11 @@ def _runs(options: Options, console: Console) -> list[Run]:
     if "postfix" in peers and missing:
         console.print(f"without Postfix and ratios: {missing}", style="yellow")
         peers -= {"postfix"}
-    runs = [run for row in options.rows for run in runs_of(row, options.sizes, options.processes, peers)]
+    runs = [
+        run
+        for row in options.rows
+        for run in runs_of(row, options.sizes, options.processes, peers, options.columns)
+    ]
     if not runs:
         raise BenchError(missing or "nothing to measure")
     return runs

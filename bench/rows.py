@@ -91,11 +91,20 @@ Run = Callable[[Path], Result]
 """Measures once, in a folder of its own below the given one."""
 
 
-def runs_of(row: str, sizes: Sizes, processes: int, peers: frozenset[str]) -> list[Run]:
-    """Return what measures one row, Postfix first, for those of `peers` ("postfix", "mailkeep") that it has."""
+def runs_of(
+    row: str, sizes: Sizes, processes: int, peers: frozenset[str], columns: tuple[str, ...] = ()
+) -> list[Run]:
+    """Return what measures one row, Postfix first, for those of `peers` ("postfix", "mailkeep") that it has.
+
+    With `columns` only Mailkeeps whose names hold one of these.
+    """
     starts = _POSTFIX.get(row, []) if "postfix" in peers else []
     if "mailkeep" in peers:
-        starts = starts + [functools.partial(mailkeep, setup=setup) for setup in _setups(row, processes)]
+        starts = starts + [
+            functools.partial(mailkeep, setup=setup)
+            for setup in _setups(row, processes)
+            if _is_wanted(setup, columns)
+        ]
     match row:
         case "flood":
             watch: Observe = functools.partial(observe_flood, plan=sizes.flood)
@@ -123,6 +132,10 @@ _POSTFIX: Final[dict[str, list[StartPeer]]] = {
     "starttls": [functools.partial(postfix, name="Postfix, STARTTLS")],
     "template": [functools.partial(postfix, name="Postfix, 4 KB", intake=Intake.SMTP_FINISHED)],
 }
+
+
+def _is_wanted(setup: Setup, columns: tuple[str, ...]) -> bool:
+    return not columns or any(part.lower() in setup.name.lower() for part in columns)
 
 
 def _setups(row: str, processes: int) -> list[Setup]:
