@@ -127,3 +127,25 @@ async def test_draining_waits_for_everything():
     await commits.drain()
     assert all(future.done() for future in waiting)
     assert journal.in_flight == 0
+
+
+async def test_under_load_the_next_batch_waits_for_as_many_again():
+    """After a batch of two the next one leaves when it has two as well, long before its time is over."""
+    journal = Journal()
+    commits = GroupCommit(journal.write, gather_s=3600)
+    await asyncio.gather(commits.submit("a"), commits.submit("b"))
+    third = commits.submit("c")
+    await asyncio.sleep(0)
+    assert journal.batches == [["a", "b"]]
+    await asyncio.wait_for(asyncio.gather(third, commits.submit("d")), 5)
+    assert journal.batches == [["a", "b"], ["c", "d"]]
+
+
+async def test_nobody_waits_for_company_beyond_its_time():
+    """Where no others come an entry is written when the time is over, and the next lone one at once."""
+    journal = Journal()
+    commits = GroupCommit(journal.write, gather_s=0.01)
+    await asyncio.gather(commits.submit("a"), commits.submit("b"))
+    assert await asyncio.wait_for(commits.submit("c"), 5) == "done c"
+    assert await asyncio.wait_for(commits.submit("d"), 5) == "done d"
+    assert journal.batches == [["a", "b"], ["c"], ["d"]]

@@ -25,6 +25,8 @@ from mailkeep.store.group_commit import GroupCommit
 from mailkeep.store.postgres import Store
 from mailkeep.telemetry import metrics
 
+GATHER_S: Final = 0.004
+"""How long results wait for others under load: nobody waits for them but the claims, and they share a commit."""
 RETRY_FIRST_S: Final = 0.1
 RETRY_LAST_S: Final = 2.0
 
@@ -38,7 +40,7 @@ class Recorder:
         self._store = store
         self._right_of_way = right_of_way
         self._suppression_ttl_s = suppression_ttl_s
-        self._finishing = GroupCommit(self._write_finished)
+        self._finishing = GroupCommit(self._write_finished, gather_s=GATHER_S)
         self._marking = GroupCommit(self._write_marks)
         self._returning = GroupCommit(self._write_returns)
         self._log = structlog.get_logger("recorder")

@@ -54,6 +54,8 @@ NULL_SENDER: Final = ""
 MAILER: Final = "Mail Delivery System"
 ONE_CLICK: Final = ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")
 """RFC 8058: that posting to the URL of List-Unsubscribe is enough."""
+GATHER_S: Final = 0.002
+"""How long callers wait for others under load, to share a commit with them; login codes don't."""
 DOUBT_WAITS_S: Final = (0.1, 0.3, 1.0, 2.0)
 """Before PostgreSQL is asked what became of a commit whose answer was lost: a connection is made anew at once, a restart or a
 switchover takes seconds. After that the caller is told to repeat."""
@@ -125,7 +127,10 @@ class Accept:
         self._signer = signer
         self.right_of_way = right_of_way
         # Login codes have commits of their own: theirs never waits behind a batch of the rest.
-        self._committing = {name: GroupCommit(self._commit) for name in (True, False)}
+        self._committing = {
+            True: GroupCommit(self._commit),
+            False: GroupCommit(self._commit, gather_s=GATHER_S),
+        }
         self.policy = policy
 
     async def accept(

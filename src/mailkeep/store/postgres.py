@@ -7,7 +7,7 @@ only. The verbs of the hot path (`accept`, `finish`) take batches; `GroupCommit`
 import asyncio
 import random
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 from uuid import UUID
@@ -201,17 +201,19 @@ class Store:
 
     @asynccontextmanager
     async def _lent(self) -> AsyncIterator[Connection]:
-        async with AsyncExitStack() as lending:
-            with translated(sent=False):
-                lent = self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
-                connection = await lending.enter_async_context(lent)
-            try:
-                if self._locally:
-                    await lending.enter_async_context(_pinned(connection, self._locally))
+        with translated(sent=False):
+            connection = await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+        try:
+            if self._locally:
+                async with _pinned(connection, self._locally):
+                    yield connection
+            else:
                 yield connection
-            except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
-                await self.renew_connections()
-                raise
+        except (TimeoutError, asyncpg.ReadOnlySQLTransactionError):
+            await self.renew_connections()
+            raise
+        finally:
+            await self._pool.release(connection)
 
     async def renew_connections(self) -> None:
         """Make every connection anew before its next use: one that fell silent, or leads to a server that was demoted, speaks for all."""

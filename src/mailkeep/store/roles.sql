@@ -25,6 +25,7 @@ GRANT USAGE ON SCHEMA mail TO mailkeep_service, mailkeep_reader, mailkeep_produc
 
 -- The service. Partitions are reached through their parents, and made and dropped by functions that do nothing else.
 GRANT SELECT ON mail.schema_migrations, mail.deployment TO mailkeep_service;
+GRANT UPDATE (keys_swept_on) ON mail.deployment TO mailkeep_service;
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     mail.deliveries, mail.recipients, mail.payloads, mail.attempts, mail.dead_letters, mail.idempotency_keys, mail.replicas,
     mail.enqueued, mail.malformed_commands, mail.operator_changes, mail.suppressions, mail.payload_keys,

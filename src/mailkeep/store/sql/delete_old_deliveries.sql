@@ -1,10 +1,11 @@
--- Delete up to $3 deliveries of day $1 that ended more than $2 seconds ago, with all that belongs to them.
+-- Delete up to $3 deliveries of day $1 behind the id $4 that ended more than $2 seconds ago, with all that belongs to them.
 WITH old AS (
     SELECT id FROM mail.deliveries
     WHERE id >= mail.uuid_floor(to_date($1::text, 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC')
       AND id < mail.uuid_floor((to_date($1, 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC')
       AND finished_at < mail.now() - $2::float8 * interval '1 second'
-    LIMIT $3::int
+      AND id > $4::uuid
+    ORDER BY id LIMIT $3::int
 ), payloads AS (
     DELETE FROM mail.payloads p USING old WHERE p.delivery_id = old.id
 ), attempts AS (
