@@ -10,7 +10,6 @@ from send_kit import calling, mail, new_key
 from test_bounces import hop  # noqa: F401 - a fixture
 
 from dumps import dump_of_all, dump_of_tables, found_in
-from mailkeep.store.postgres import Store
 from mailkeep.store.sealing import new_key as new_payload_key
 
 ERASURES = "/api/v1/internal/erasures"
@@ -104,7 +103,7 @@ async def test_nothing_of_an_erased_address_is_in_a_dump(world, dsn):
     assert found_in(dump_of_all(dsn), ALL) == set()
 
 
-async def test_others_are_still_known_by_their_address(world, dsn):
+async def test_others_are_still_known_by_their_address(world, store):
     """Who is erased as a sender or beside others takes the mail with it, and no other recipient's suppression or record."""
     for address in (WRITER, FIRST):
         assert (
@@ -112,14 +111,9 @@ async def test_others_are_still_known_by_their_address(world, dsn):
         ).status_code == 200
     listed = (await world.served.get("/api/v1/internal/suppressions")).json()["suppressions"]
     assert GONE in {each["address"] for each in listed}
-    (key,) = await (await store_of(dsn)).fetch("read_api_keys", True, 10)
+    (key,) = await store.fetch("read_api_keys", True, 10)
     assert (key["senders"], key["revoked_by"], WRITER in key["name"]) == (
         ["erased@erased.invalid"],
         "eve",
         False,
     )
-
-
-async def store_of(dsn):
-    """Open a store."""
-    return await Store.open(dsn, pool_size=1)
