@@ -147,7 +147,8 @@ class Service:
         try:
             await service._begin(listening)
             if with_gauges:
-                gauges = GaugeReader(store, service.replica, service._workers.breakers)
+                webhooks = [webhook.name for webhook in settings.webhooks]
+                gauges = GaugeReader(store, service.replica, service._workers.breakers, webhooks)
                 service._spawn(gauges.run(), "gauge reader")
         except BaseException:
             await service.stop()
