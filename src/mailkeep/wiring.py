@@ -227,6 +227,7 @@ class Service:
             accept=self._accept,
             operator=operator_api(self._store, openapi_json(), settings.ladders),
             tokens=tuple(token.reveal() for token in settings.internal_http_tokens),
+            for_this_machine=settings.is_for_this_machine,
         )
         tls = listener_tls(settings, "internal_http")
         self._listener = await _started(

@@ -322,6 +322,17 @@ REFUSED: Final[dict[str, tuple[Exchange, ...]]] = {
             ),
         ),
     ),
+    "Misdirected": (
+        _unprovoked(
+            "The Host header names another machine, and there are no tokens",
+            ProblemError(
+                make_problem(
+                    HttpCode.MISDIRECTED,
+                    "without tokens it answers under the names of this machine only, such as localhost",
+                )
+            ),
+        ),
+    ),
     "MethodNotAllowed": (
         _refused(
             "A method that is not described here",

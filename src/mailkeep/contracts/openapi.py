@@ -132,6 +132,7 @@ _REFUSED: Final = {
     "NotFound": Refused(404, (_H.NOT_FOUND,)),
     "WrongStatus": Refused(409, (_H.WRONG_STATUS,)),
     "LiveMail": Refused(409, (_H.LIVE_MAIL,)),
+    "Misdirected": Refused(421, (_H.MISDIRECTED,)),
     "MethodNotAllowed": Refused(405, (_H.METHOD_NOT_ALLOWED,)),
     "TooLarge": Refused(413, (_F.TOO_LARGE,)),
     "UnsupportedMediaType": Refused(415, (_H.UNSUPPORTED_MEDIA_TYPE,)),
@@ -164,12 +165,13 @@ _REFUSED: Final = {
     "InternalError": Refused(500, (_H.INTERNAL_ERROR,)),
     "Unavailable": Refused(503, (_H.UNAVAILABLE, _H.OVERLOADED)),
 }
-_READING: Final = ("BadQuery", "Unauthorized", "InternalError", "Unavailable")
+_READING: Final = ("BadQuery", "Unauthorized", "Misdirected", "InternalError", "Unavailable")
 _WRITING: Final = (
     "BadRequest",
     "Unauthorized",
     "TooLarge",
     "UnsupportedMediaType",
+    "Misdirected",
     "InternalError",
     "Unavailable",
 )
@@ -390,7 +392,7 @@ CALLS: Final = {
         tag="description",
         summary="This document",
         gives={"type": "object", "required": ["openapi", "paths"]},
-        refused=("BadQuery", "Unauthorized", "InternalError"),
+        refused=("BadQuery", "Unauthorized", "Misdirected", "InternalError"),
     ),
 }
 _PARTS: Final = Parts(refused=_REFUSED, refusals=REFUSED, taken=TAKEN, links=("showDelivery", "listAttempts"))

@@ -616,6 +616,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError(tuple(problems))
         return settings
 
+    @property
+    def is_for_this_machine(self) -> bool:
+        """Whether the internal API knows its callers by nothing but that they are on this machine."""
+        return not (
+            self.internal_http_tokens
+            or self.internal_http_tls_client_ca
+            or self.internal_http_auth is HttpAuth.NONE
+        )
+
     def tls_of(self, listener: str) -> ListenerTlsFiles | None:
         """Return the TLS of `internal_http`, `send_http` or `console`, None: it speaks plain HTTP."""
         certificate = getattr(self, f"{listener}_tls_cert")
