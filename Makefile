@@ -27,11 +27,12 @@ test: $(BIN)/.ready ## Run the tests
 patroni: $(BIN)/.ready ## Fail over under load: PostgreSQL, Patroni, etcd and HAProxy of Debian
 	MAILKEEP_TEST_FAILOVER=1 $(BIN)/pytest -s tests/acceptance/test_patroni.py
 
-check: $(BIN)/.ready ## Run what CI runs: format, lint, layers, types, tests
+check: $(BIN)/.ready ## Run what CI runs: format, lint, layers, types, bill of materials, tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(MAKE) sbom
 	$(MAKE) test
 
 crash-matrix: $(BIN)/.ready ## Break every step of a mail in four ways, and write docs/reference/crash-matrix.md
@@ -63,13 +64,11 @@ constraints: ## Renew constraints.txt (needs uv): names and versions, no hosts
 		| sed -e "/ == 'win32'/d" -e "/ == 'emscripten'/d" >> constraints.new
 	mv constraints.new constraints.txt
 
-sbom: .supply/.ready ## Write sbom.json (CycloneDX) of what a production installs; needs the package index
-	.supply/tools/bin/cyclonedx-py environment .supply/product/bin/python --pyproject pyproject.toml \
-		--mc-type application --output-reproducible --output-format JSON --output-file sbom.json
-	@echo "sbom.json says what a production has"
+sbom: $(BIN)/.ready ## Write sbom.json (CycloneDX) of what a production installs, and judge it
+	@$(BIN)/python deploy/bill_of_materials.py --out sbom.json
 
 audit: .supply/.ready ## Ask the advisory database about the pinned versions; needs the internet, CI does without
-	.supply/tools/bin/pip-audit --disable-pip --no-deps --requirement constraints.txt || \
+	.supply/bin/pip-audit --disable-pip --no-deps --requirement constraints.txt || \
 		{ echo "Known vulnerabilities above, or no way to https://pypi.org: see the lines before this one" >&2; exit 1; }
 
 clean: ## Remove .venv and caches; mail data is kept
@@ -91,6 +90,5 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 .supply/.ready: pyproject.toml constraints.txt
-	@$(PYTHON) -m venv .supply/product && .supply/product/bin/python -m pip install -q '.[server]' -c constraints.txt
-	@$(PYTHON) -m venv .supply/tools && .supply/tools/bin/python -m pip install -q 'cyclonedx-bom' 'pip-audit' -c constraints.txt
+	@$(PYTHON) -m venv .supply && .supply/bin/python -m pip install -q 'pip-audit' -c constraints.txt
 	@touch $@

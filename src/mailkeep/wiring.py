@@ -147,7 +147,8 @@ class Service:
         try:
             await service._begin(listening)
             if with_gauges:
-                gauges = GaugeReader(store, service.replica, service._workers.breakers)
+                webhooks = [webhook.name for webhook in settings.webhooks]
+                gauges = GaugeReader(store, service.replica, service._workers.breakers, webhooks)
                 service._spawn(gauges.run(), "gauge reader")
         except BaseException:
             await service.stop()
@@ -226,8 +227,9 @@ class Service:
             accept=self._accept,
             operator=operator_api(self._store, openapi_json(), settings.ladders),
             tokens=tuple(token.reveal() for token in settings.internal_http_tokens),
+            for_this_machine=settings.is_for_this_machine,
         )
-        tls = listener_tls(settings)
+        tls = listener_tls(settings, "internal_http")
         self._listener = await _started(
             app,
             settings.internal_http_addr,
@@ -244,10 +246,11 @@ class Service:
         app = SendHttpApp(
             accept=self._accept, bearers=Bearers(keys, tokens), rate=RateLimiter(self._settings.send_rate)
         )
+        tls = listener_tls(self._settings, "send_http")
         self._send_listener = await _started(
-            app, address, listening, "send HTTP listener", "MAIL_SEND_HTTP_ADDR"
+            app, address, listening, "send HTTP listener", "MAIL_SEND_HTTP_ADDR", tls=tls
         )
-        self._log.info("send http listener started", port=self._send_listener.port)
+        self._log.info("send http listener started", port=self._send_listener.port, tls=tls is not None)
 
     def _access_tokens(self) -> TokenJudge:
         # Loaded only where an issuer is configured.
@@ -276,8 +279,11 @@ class Service:
 
         console = Console(self._store, self._settings, self._catalog)
         self._spawn(console.traffic.run(), "traffic sampler")
-        self._console_listener = await _started(console, address, listening, "console", "MAIL_CONSOLE_ADDR")
-        self._log.info("console started", port=self._console_listener.port)
+        tls = listener_tls(self._settings, "console")
+        self._console_listener = await _started(
+            console, address, listening, "console", "MAIL_CONSOLE_ADDR", tls=tls
+        )
+        self._log.info("console started", port=self._console_listener.port, tls=tls is not None)
 
     @property
     def http_address(self) -> Endpoint:
@@ -465,20 +471,22 @@ def load_keyring(settings: Settings) -> Keyring | None:
     return keyring
 
 
-def listener_tls(settings: Settings) -> ListenerTls | None:
-    """Return the TLS of the internal listener, None: it speaks HTTP. Raises `StartError`."""
-    if settings.internal_http_tls_cert is None:
+def listener_tls(settings: Settings, listener: str) -> ListenerTls | None:
+    """Return the TLS of `internal_http`, `send_http` or `console`, None: it speaks HTTP. Raises `StartError`."""
+    files = settings.tls_of(listener)
+    if files is None:
         return None
     try:
         return ListenerTls(
-            settings.internal_http_tls_cert,
-            settings.internal_http_tls_key,
-            client_ca=settings.internal_http_tls_client_ca,
-            client_names=settings.internal_http_tls_client_names,
+            files.certificate,
+            files.key,
+            client_ca=files.client_ca,
+            client_names=files.client_names,
+            name=listener,
         )
     except OSError as fault:
         raise StartError(
-            f"the files of MAIL_INTERNAL_HTTP_TLS_* can't be used: {fault.strerror}", unavailable=False
+            f"the files of MAIL_{listener.upper()}_TLS_* can't be used: {fault.strerror}", unavailable=False
         ) from fault
 
 

@@ -34,7 +34,13 @@ MEASURES = {"after", "timestamp", "host", "in_flight", "pid", "silent_s", "size_
 """Members that differ from run to run in more than ids (`*_id`) and instants (`*_at`); a reused connection has fewer steps."""
 AT_BIRTH = {DeliveryStatus.RENDERED, DeliveryStatus.SENDING}
 """Statuses that stand for each other: whether a worker is free at that moment decides."""
-UNPROVOKED = {HttpCode.INTERNAL_ERROR, HttpCode.OVERLOADED, HttpCode.UNAVAILABLE}
+UNPROVOKED = {
+    HttpCode.INTERNAL_ERROR,
+    HttpCode.LIVE_MAIL,
+    HttpCode.MISDIRECTED,
+    HttpCode.OVERLOADED,
+    HttpCode.UNAVAILABLE,
+}
 """Answers that nobody can ask for; other tests bring them about."""
 OF_SENDS = {HttpCode.FORBIDDEN, HttpCode.RATE_LIMITED, HttpCode.ISSUER_UNAVAILABLE}
 """Answers of the send listener alone."""

@@ -13,7 +13,7 @@ from mailkeep.core.command import CommandError, FailureCode
 from mailkeep.core.malformed import Intake, malformed
 from mailkeep.core.outcome import Scope, Severity
 from mailkeep.operator.changes import Why
-from mailkeep.operator.erase import LiveMailError, OperatorErasure
+from mailkeep.operator.erase import ErasureRequest, LiveMailError, OperatorErasure, SuppressionFate
 from mailkeep.operator.suppressions import OperatorSuppressions
 from mailkeep.store.changes import OperatorChanges, Verb
 from mailkeep.store.erasure import BATCH, Live
@@ -21,6 +21,12 @@ from mailkeep.store.malformed import MalformedCommands
 
 ANN, BOB = "ann@example.org", "bob@example.org"
 WHY = Why("request 4711", "eve")
+
+
+async def erase(store, why, recipient=ANN, **options):
+    """Erase an address."""
+    wanted = ErasureRequest(recipient, why.reason, why.actor, **options)
+    return await OperatorErasure(store).erase(wanted)
 
 
 async def mentioning(store, *words):
@@ -79,7 +85,7 @@ async def test_nothing_of_the_address_is_left(store, traces):
         "suppressions",
     } <= await mentioning(store, "ann")
     untouched = (await row(store, bobs), await mentioning(store, "no bob here"))
-    report = await OperatorErasure(store).erase("Ann@Example.org", WHY, cancel=True)
+    report = await erase(store, WHY, cancel=True, recipient="Ann@Example.org")
     assert report.is_whole
     assert await mentioning(store, "ann@", "ann ", " ann", "\\u0040example") == set()
     assert await rows(store, "SELECT FROM mail.payloads WHERE delivery_id = ANY ($1)", mine) == []
@@ -98,9 +104,9 @@ async def test_the_erasure_is_recorded_without_the_address(store, traces):
     """Who, why and how much is kept; a reason that names the address is refused before anything is done."""
     for why in (Why(f"asked by {ANN}"), Why("x", ANN.upper())):
         with pytest.raises(CommandError):
-            await OperatorErasure(store).erase(ANN, why, cancel=True)
+            await erase(store, why, cancel=True)
     assert await rows(store, "SELECT FROM mail.erasures") == []
-    report = await OperatorErasure(store).erase(ANN, WHY, cancel=True)
+    report = await erase(store, WHY, cancel=True)
     (record,) = await rows(store, "SELECT * FROM mail.erasures")
     assert (record["actor"], record["reason"]) == ("eve", "request 4711")
     assert json.loads(record["erased"])["deliveries"] == report.erased.deliveries
@@ -109,10 +115,10 @@ async def test_the_erasure_is_recorded_without_the_address(store, traces):
 async def test_a_dry_run_tells_what_an_erasure_would_do(store, traces):
     """The counts of a dry run are those of the erasure, and it changes nothing."""
     before = await mentioning(store, "ann")
-    told = await OperatorErasure(store).erase(ANN, WHY, dry_run=True)
+    told = await erase(store, WHY, dry_run=True)
     assert await mentioning(store, "ann") == before
     assert told.left == Live(waiting=1, sending=0, inbox=0)
-    done = await OperatorErasure(store).erase(ANN, WHY, cancel=True)
+    done = await erase(store, WHY, cancel=True)
     for name in ("payloads", "attempts", "dead_letters", "suppressions", "malformed_commands", "keys"):
         assert getattr(told.erased, name) == getattr(done.erased, name), name
 
@@ -121,23 +127,23 @@ async def test_live_mail_is_not_dropped_in_silence(store):
     """Mail that waits stops an erasure unless it shall be cancelled; what is being sent is left and told."""
     waiting = await accepted(store, recipients=(ANN,))
     with pytest.raises(LiveMailError):
-        await OperatorErasure(store).erase(ANN, WHY)
+        await erase(store, WHY)
     assert await status(store, waiting) == "rendered"
     (claim,) = await store.claim_due(await replica(store), ANY, 1)
     await rows(store, "SELECT mail.enqueue($1)", json.dumps({"payload": {"to": [ANN]}}))
-    report = await OperatorErasure(store).erase(ANN, WHY, cancel=True)
+    report = await erase(store, WHY, cancel=True)
     assert report.left == Live(waiting=0, sending=1, inbox=1)
     assert not report.is_whole
     await store.finish([finished(claim)])
     await rows(store, "DELETE FROM mail.enqueued")
-    assert (await OperatorErasure(store).erase(ANN, WHY)).is_whole
+    assert (await erase(store, WHY)).is_whole
     assert await mentioning(store, ANN) == set()
 
 
 @pytest.mark.parametrize("keep", [True, False])
 async def test_a_suppression_stays_as_a_hash_unless_it_is_erased_too(store, traces, keep):
     """Kept, the address still gets no mail and is in no export; erased, it gets mail again and nothing recalls it."""
-    await OperatorErasure(store).erase(ANN, WHY, cancel=True, keep_suppression=keep)
+    await erase(store, WHY, cancel=True, suppression=SuppressionFate.KEEP if keep else SuppressionFate.ERASE)
     assert await status(store, await accepted(store, recipients=(ANN,))) == (
         "suppressed" if keep else "rendered"
     )
@@ -158,7 +164,7 @@ async def test_more_than_a_batch_is_erased(store):
         " INSERT INTO mail.recipients SELECT address_hash, made.id FROM made, mail.recipients",
         BATCH + 1,
     )
-    report = await OperatorErasure(store).erase(ANN, WHY, cancel=True)
+    report = await erase(store, WHY, cancel=True)
     assert report.erased.deliveries == BATCH + 2
     assert await rows(store, "SELECT FROM mail.recipients") == []
 

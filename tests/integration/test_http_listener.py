@@ -323,3 +323,29 @@ async def test_a_sender_that_leaves_half_way_leaves_no_trace(served, capsys):
         await writer.drain()
     assert (await served.get(DELIVERIES)).json()["deliveries"] == []
     assert "fault" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "192.0.2.1", "[2001:db8::1]"]
+)
+async def test_no_page_of_another_site_is_answered_by_its_own_name(serve, host):
+    """Without tokens, what a browser sends to a name that was led here is refused, to read and to send alike (DNS rebinding)."""
+    served = await serve()
+    names = {"host": host, "origin": f"http://{host}"}
+    taken = await served.post(DELIVERIES, command(), **names)
+    read = await served.client.get(DELIVERIES, headers=names)
+    assert {(each.status_code, each.json()["code"]) for each in (taken, read)} == {(421, "misdirected")}
+    for ours in ("localhost", "localhost:8080", "127.0.0.1", "127.0.0.2:1", "[::1]:8080"):
+        assert (await served.client.get(DELIVERIES, headers={"host": ours})).status_code == 200
+    assert (await served.get(DELIVERIES)).json()["deliveries"] == []
+
+
+@pytest.mark.parametrize(
+    "known", [{"MAIL_INTERNAL_HTTP_TOKENS": "a-token-long-enough"}, {"MAIL_INTERNAL_HTTP_AUTH": "none"}]
+)
+async def test_who_is_known_otherwise_may_use_any_name(serve, known):
+    """With tokens a proxy may keep its Host, and so where everybody was let in on purpose."""
+    served = await serve(**known)
+    token = known.get("MAIL_INTERNAL_HTTP_TOKENS", "none")
+    headers = {"host": "mail.example.org", "authorization": f"Bearer {token}"}
+    assert (await served.client.get(DELIVERIES, headers=headers)).status_code == 200

@@ -12,15 +12,20 @@ import httpx2
 import pytest
 from http_kit import DELIVERIES, LOGIN_CODES, Served, command, login_code
 from queue_kit import accepted, rows
+from send_kit import SENDER, calling, new_key
 from typer.testing import CliRunner
+from webhook_kit import SECRET, Receiver
 
 from mailkeep.cli import app
+from mailkeep.operator.keys import OperatorKeys
 from mailkeep.operator.queue import DeliveryQuery, OperatorQueue
 from mailkeep.settings import Settings
 from mailkeep.store.migrate import MigrationError, migrate, roles_script
 from mailkeep.store.postgres import Store
 from mailkeep.store.retention import Retention
+from mailkeep.store.sealing import new_key as new_payload_key
 from mailkeep.store.suppressions import Suppressions
+from mailkeep.store.webhooks import WebhookCursors
 from mailkeep.wiring import Service
 
 ROLES = roles_script().partition("DO $$")[2].partition("END $$;")[0]
@@ -85,8 +90,15 @@ async def denied(dsn, *statements):
                 await connection.execute(statement)
 
 
-async def test_the_service_works_under_its_role(logins, next_hop):
-    """Mail is taken by HTTP and by SQL and sent, operators' changes and the list of suppressions work: no right is missing."""
+async def test_the_service_works_under_its_role(logins, next_hop, tmp_path, log_lines):
+    """Each way in, bounces, webhooks, operators' changes, erasure and keys work: no right is missing, and no worker complains."""
+    receiver = Receiver()
+    await receiver.start()
+    webhooks, keys = tmp_path / "webhooks.toml", tmp_path / "keys"
+    webhooks.write_text(
+        f'[webhook.shop]\nurl = "http://127.0.0.1:{receiver.port}/"\nsecrets = ["{SECRET}"]\nallow_private = true\n'
+    )
+    keys.write_text(new_payload_key("k1"))
     service = await Service.start(
         Settings.load(
             {
@@ -96,8 +108,12 @@ async def test_the_service_works_under_its_role(logins, next_hop):
                 "MAIL_SMTP_ADDR": next_hop.address,
                 "MAIL_SMTP_FROM_EMAIL": "mail@mailkeep.example",
                 "MAIL_SHUTDOWN_TIMEOUT": "6s",
+                "MAIL_SEND_HTTP_ADDR": "127.0.0.1:0",
+                "MAIL_WEBHOOKS_FILE": str(webhooks),
+                "MAIL_PAYLOAD_KEYS_FILE": str(keys),
             }
-        )
+        ),
+        with_gauges=True,
     )
     try:
         async with httpx2.AsyncClient(base_url=f"http://{service.http_address}", timeout=60) as client:
@@ -123,8 +139,26 @@ async def test_the_service_works_under_its_role(logins, next_hop):
             path = f"/api/v1/internal/suppressions/{suppressed['suppression_id']}"
             assert (await client.delete(path)).status_code == 200
             assert (await served.get(f"{DELIVERIES}/{gone}/explain")).status_code == 200
+            await check_sends(served, logins)
+            assert len(await receiver.got(1)) >= 1
+            wanted = {"recipient": SENDER, "cancel": True, **why}
+            erased = await served.post("/api/v1/internal/erasures", wanted)
+            assert (erased.status_code, erased.json()["erased"]["api_keys"]) == (200, 1)
     finally:
         await service.stop()
+        receiver.stop()
+    assert [line for line in log_lines if line["log_level"] in {"error", "critical"}] == []
+
+
+async def check_sends(served, logins):
+    """Send with a key made under the service's login, have the mail refused, and wait for its bounce."""
+    token = (await new_key(logins.service)).token
+    async with calling(served) as calls:
+        sent = (await calls.post(token)).json()["delivery_id"]
+    await served.settled(sent, "failed")
+    async with asyncio.timeout(60):
+        while not (await served.get(DELIVERIES, source="bounce")).json()["deliveries"]:
+            await asyncio.sleep(0.02)
 
 
 async def test_days_are_made_and_dropped_under_the_service_role(logins):
@@ -181,12 +215,18 @@ async def test_a_reader_sees_the_queue_and_no_content(logins):
         assert [found.delivery_id for found in (await queue.page(query, 10)).deliveries] == [delivery_id]
         assert await queue.attempts(delivery_id) is not None
         assert await Suppressions(reading).page(10) == []
+        assert await OperatorKeys(reading).page() == []
+        assert await WebhookCursors(reading).states() == []
     finally:
         await reading.close()
     await denied(
         logins.reader,
         "SELECT message FROM mail.payloads",
         "SELECT raw FROM mail.malformed_commands",
+        "SELECT secret_hash FROM mail.api_keys",
+        "DELETE FROM mail.bounces_owed",
+        "UPDATE mail.api_keys SET revoked_at = NULL",
+        "UPDATE mail.webhooks SET disabled_at = NULL",
         "SELECT command FROM mail.enqueued",
         "UPDATE mail.deliveries SET status = 'held'",
         "DELETE FROM mail.suppressions",
@@ -203,6 +243,9 @@ async def test_a_producer_has_one_function(logins):
         logins.producer,
         "SELECT * FROM mail.enqueued",
         "SELECT * FROM mail.deliveries",
+        "SELECT id FROM mail.api_keys",
+        "SELECT * FROM mail.bounces_owed",
+        "SELECT * FROM mail.webhooks",
         "INSERT INTO mail.enqueued (command, size_bytes) VALUES ('{}', 2)",
         "SELECT hash_key FROM mail.deployment",
         "SELECT mail.drop_day('20261122', ARRAY['payloads'])",

@@ -142,7 +142,7 @@ async def test_what_changes_meanwhile_is_left_alone(opened):
     renewed = [rekey._renewed(row) for row in read]
     await rows(old, "DELETE FROM mail.payloads WHERE delivery_id = $1", gone)
     await rows(old, "UPDATE mail.payloads SET message = 'newer' WHERE delivery_id = $1", changed)
-    await both.fetch("rekey", *[[row[index] for row in renewed] for index in range(6)])
+    await both.fetch("rekey", *[[row[index] for row in renewed] for index in range(7)])
     assert sealed_by((await payload(old, kept))["message"]) == "new"
     assert await payload(old, gone) is None
     assert (await payload(old, changed))["message"] == b"newer"

@@ -13,6 +13,7 @@ from webhook_kit import OLD_SECRET, PATIENCE_S, SECRET, Receiver, authority, ver
 from mailkeep.core.delivery import DeliveryStatus
 from mailkeep.core.webhook import LADDER_S, parse_secret
 from mailkeep.dispatch import webhooks as dispatching
+from mailkeep.dispatch.gauges import GaugeReader
 from mailkeep.dispatch.webhook_post import MAX_ANSWER_BYTES, WebhookPost
 from mailkeep.dispatch.webhooks import WebhookDispatcher
 from mailkeep.settings import Secret
@@ -426,3 +427,37 @@ async def test_an_operator_tests_lists_retries_and_enables(store, dsn, receiver,
     assert (shop["name"], shop["state"]["told"]) == ("shop", 0)
     made = (await run(environ, "webhooks", "secret")).output.strip()
     assert len(parse_secret(made)) == 32
+
+
+async def test_the_lag_of_a_webhook_can_be_seen(store, receiver, dispatch):
+    """How many events wait and for how long: behind the cursor, among retries, and nothing once they are told."""
+    reader = GaugeReader(store, OneReplica(None), {}, ["shop"])
+    cursors = WebhookCursors(store)
+    await cursors.add(["shop", "forgotten"])
+    await reader.read()
+    assert (reader._waiting, reader._behind_ms) == ({("shop",): 0}, {("shop",): 0.0})
+    await ended(store, 3)
+    await shift_clock(store, timedelta(minutes=20))
+    await reader.read()
+    assert reader._waiting == {("shop",): 3}
+    assert 20 * 60_000 <= reader._behind_ms["shop",] < 30 * 60_000
+    receiver.answer = lambda nth: 500 if nth == 1 else 200
+    await dispatch(receiver.settings())
+    await told(store, 2)
+    await reader.read()
+    assert reader._waiting == {("shop",): 1}
+    assert reader._behind_ms["shop",] >= 20 * 60_000
+    await cursors.retry("shop")
+    await told(store, 3)
+    await reader.read()
+    assert (reader._waiting, reader._behind_ms) == ({("shop",): 0}, {("shop",): 0.0})
+    await rows(store, "UPDATE mail.webhooks SET disabled_at = mail.now()")
+    await reader.read()
+    assert reader._behind_ms == {}
+
+
+async def told(store, count):
+    """Wait until the webhook of the tests was told so many events."""
+    async with asyncio.timeout(PATIENCE_S):
+        while {found.name: found.told for found in await WebhookCursors(store).states()}["shop"] < count:
+            await asyncio.sleep(0.02)

@@ -82,14 +82,22 @@ def test_an_origin_is_ours_when_it_names_the_host_that_was_asked(origin, host, o
     [
         ({"MAIL_CONSOLE_ADDR": "127.0.0.1:8081"}, False),
         ({"MAIL_CONSOLE_ADDR": "0.0.0.0:8081"}, True),
-        ({"MAIL_CONSOLE_ADDR": "0.0.0.0:8081", "MAIL_INTERNAL_HTTP_TOKENS": TOKENS[0]}, False),
+        ({"MAIL_CONSOLE_ADDR": "0.0.0.0:8081", "MAIL_INTERNAL_HTTP_TOKENS": TOKENS[0]}, True),
+        (
+            {
+                "MAIL_CONSOLE_ADDR": "0.0.0.0:8081",
+                "MAIL_INTERNAL_HTTP_TOKENS": TOKENS[0],
+                "MAIL_CONSOLE_PLAIN": "true",
+            },
+            False,
+        ),
         ({"MAIL_CONSOLE_ADDR": "0.0.0.0:8081", "MAIL_INTERNAL_HTTP_AUTH": "none"}, False),
         ({"MAIL_CONSOLE_ADDR": "127.0.0.1:8080"}, True),
         ({"MAIL_CONSOLE_ADDR": "127.0.0.1:0", "MAIL_INTERNAL_HTTP_ADDR": "127.0.0.1:0"}, False),
     ],
 )
 def test_the_console_is_open_to_others_only_with_tokens(environ, faulty):
-    """Off loopback it needs tokens or an explicit word, and an address of its own."""
+    """Off loopback it needs tokens or an explicit word, TLS or an explicit word, and an address of its own."""
     if faulty:
         with pytest.raises(SettingsError, match="MAIL_CONSOLE_ADDR"):
             Settings.load(environ)

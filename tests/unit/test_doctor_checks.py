@@ -16,7 +16,8 @@ from mailkeep.core.outcome import Phase, Step
 from mailkeep.core.outcome import Severity as ReplySeverity
 from mailkeep.core.queue import HopOut
 from mailkeep.doctor.causes import BY_RULE, CAUSES, SYMPTOMS, Cause, Incident, Severity, of_attempt
-from mailkeep.doctor.examine import EXAMINATIONS, EXIT_CODES, examine
+from mailkeep.doctor.examine import EXAMINATIONS, EXIT_CODES, Report, examine
+from mailkeep.doctor.findings import Check, Finding, diagnosis
 from mailkeep.doctor.hop_history import HopHistory
 from mailkeep.doctor.look import configured
 from mailkeep.doctor.malformed import BY_CODE
@@ -364,3 +365,29 @@ def test_a_cause_is_explained_once():
     lines = list(readable(report, str, lambda word, _: word))
     assert sum("db: refused" in line for line in lines if line.startswith("  evidence")) == 1
     assert sum("the same as above" in line for line in lines) == len(Incident) - 1
+
+
+def test_two_checks_of_one_incident_that_see_the_same_are_one_cause_with_all_evidence():
+    """A probe that was refused and attempts that were: named once, as bad as the worse, and neither's evidence is lost."""
+    login = Cause.LOGIN_REFUSED
+    seen = [
+        Check(name, name, (Finding(login, severity, "default", (name,), "mend it"),))
+        for name, severity in (("the probe", Severity.WARNING), ("three attempts", Severity.CRITICAL))
+    ]
+    report = Report(Severity.CRITICAL, 3600.0, (diagnosis(Incident.AUTH, seen),))
+    lines = list(readable(report, str, lambda word, severity: f"{word} {severity}"))
+    assert [line for line in lines if line.startswith("  cause")] == [f"  cause       {login} critical"]
+    assert [line.split()[1:] for line in lines if "evidence" in line] == [
+        ["three", "attempts"],
+        ["the", "probe"],
+    ]
+    assert sum("mend it" in line for line in lines) == 1
+
+
+def test_a_terminal_gets_no_longer_lines_than_it_has_room_for():
+    """On 80 columns lines are folded below their own words and lose none; for programs they stay whole."""
+    report = examine(well(replicas=()))
+    plain = [line.split() for line in readable(report, str, lambda word, _: word)]
+    folded = list(readable(report, str, lambda word, _: word, 80))
+    assert max(map(len, folded)) <= 80 < max(map(len, readable(report, str, lambda word, _: word)))
+    assert [word for line in folded for word in line.split()] == [word for words in plain for word in words]

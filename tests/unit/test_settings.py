@@ -307,3 +307,38 @@ def test_rows_tell_where_a_value_came_from():
     assert rows["MAIL_SMTP_TIMEOUT"].source == "default"
     assert rows["MAIL_SMTP_TIMEOUT"].value == "1m"
     assert rows["MAIL_RETRY_LADDER_AUTH"].default == "10s, 30s, 1m30s, 4m, 8m"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:s3cr3t/@db/mail",
+        "postgresql://u:123/s3cr3t@db:5432/mail",
+        "postgresql://u:s3cr3t@x@db/mail",
+        "postgresql://u:s3cr3t?x@db/mail",
+        "postgresql://u:s3cr3t@db:99999/mail",
+        "postgresql://u:s3cr3t@db:5432,other:x/mail",
+        "postgresql://u:s3cr3t@[::1/mail",
+    ],
+)
+def test_a_password_that_breaks_its_url_is_refused_and_not_told(url):
+    """What would be taken for a host, a port or a database is a problem of the setting; nobody reads the password."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"MAIL_POSTGRES_DSN": url})
+    assert [problem.name for problem in caught.value.problems] == ["MAIL_POSTGRES_DSN"]
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://mail:p%2Fw%40@db.example.org/mail",
+        "postgresql://mail@/mail?host=/tmp/socket&port=5432",
+        "postgresql://db-1:5432,db-2:5433/mail?target_session_attrs=read-write",
+        "postgres://[::1]:5432/mail",
+        "postgresql:///mail",
+    ],
+)
+def test_urls_of_every_usual_form_are_taken(url):
+    """Sockets, several hosts, IPv6, and a password that is percent-encoded."""
+    assert Settings.load({"MAIL_POSTGRES_DSN": url}).postgres_dsn

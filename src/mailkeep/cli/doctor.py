@@ -83,6 +83,8 @@ def doctor(
 
 
 def _tell(report: "Report", before: "Report | None", *, as_json: bool, watched: bool) -> None:
+    import shutil
+    import sys
     import time
 
     from mailkeep.cli.output import print_json, printable
@@ -95,7 +97,8 @@ def _tell(report: "Report", before: "Report | None", *, as_json: bool, watched: 
     elif as_json:
         print_json(report)
     elif before is None:
-        for line in readable(report, printable, _paint):
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for line in readable(report, printable, _paint, width):
             print(line, flush=True)
     else:
         clock = time.strftime("%H:%M:%S")

@@ -152,7 +152,7 @@ def flush(
     if as_json:
         print_json({"flushed": flushed})
     else:
-        print(f"{flushed} deliveries are due now")
+        print("1 delivery is due now" if flushed == 1 else f"{flushed} deliveries are due now")
 
 
 @app.command()

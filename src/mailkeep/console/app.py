@@ -32,9 +32,9 @@ from mailkeep.console.inbox import InboxPages
 from mailkeep.console.overview import OverviewPages
 from mailkeep.console.traffic import Traffic
 from mailkeep.core.command import CommandError, check_line
+from mailkeep.core.host import is_local
 from mailkeep.operator.changes import KeyTakenError, NoSuchDeliveryError, WrongStatusError
 from mailkeep.settings import HttpAuth, Settings
-from mailkeep.sinkhole.api import is_local
 from mailkeep.sinkhole.client import SinkholeAwayError
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 from starlette.requests import Request
 
-from mailkeep.sinkhole.api import is_local
+from mailkeep.core.host import is_local
 
 SESSION_S: Final = 12 * 3600
 """A working day: a stolen or forgotten session ends by itself."""

@@ -11,8 +11,10 @@ import msgspec
 from mailkeep.core.command import FailureCode
 from mailkeep.intake.application import KEY_HEADER
 from mailkeep.intake.http import BATCH, DELIVERIES, LOGIN_CODES, MAX_LOGIN_CODE_BYTES
-from mailkeep.intake.problems import HttpCode, make_problem, problem_of
+from mailkeep.intake.problems import HttpCode, ProblemError, make_problem, problem_of
 from mailkeep.operator.api import ROOT
+from mailkeep.operator.erase import ErasureReport
+from mailkeep.store.erasure import Counts, Live
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.group_commit import OverloadedError
 
@@ -29,6 +31,7 @@ SUPPRESSION_ID: Final = "01a20320-a21b-7f3d-8a40-6c95e0d7b218"
 RESEND_KEY: Final = "ticket-77"
 WHY: Final = {"reason": "wrong price in it", "actor": "ann"}
 FLUSH: Final = f"{ROOT}/queue/flush"
+ERASURES: Final = f"{ROOT}/erasures"
 REDRIVE: Final = f"{ROOT}/dead-letters/redrive"
 SUPPRESSIONS: Final = f"{ROOT}/suppressions"
 _REQUESTED_AT_MS: Final = 1_795_348_799_888
@@ -308,6 +311,28 @@ REFUSED: Final[dict[str, tuple[Exchange, ...]]] = {
             body=WHY,
         ),
     ),
+    "LiveMail": (
+        _unprovoked(
+            "Mail to this address waits, and `cancel` is not given",
+            ProblemError(
+                make_problem(
+                    HttpCode.LIVE_MAIL,
+                    "1 deliveries of this address still wait and 0 API keys in force own it; nothing was erased",
+                )
+            ),
+        ),
+    ),
+    "Misdirected": (
+        _unprovoked(
+            "The Host header names another machine, and there are no tokens",
+            ProblemError(
+                make_problem(
+                    HttpCode.MISDIRECTED,
+                    "without tokens it answers under the names of this machine only, such as localhost",
+                )
+            ),
+        ),
+    ),
     "MethodNotAllowed": (
         _refused(
             "A method that is not described here",
@@ -406,6 +431,17 @@ REFUSED: Final[dict[str, tuple[Exchange, ...]]] = {
             method="POST",
             path=FLUSH,
             body={"domain": "example.org", "all": True},
+        ),
+    ),
+    "RefusedErasure": (
+        _refused(
+            "A reason that holds the address: it would be kept",
+            FailureCode.INVALID_FIELD,
+            "reason: must not hold the address: it is kept",
+            field="reason",
+            method="POST",
+            path=ERASURES,
+            body={"recipient": "ann@example.org", "reason": "ann@example.org asked"},
         ),
     ),
     "InternalError": (_unprovoked("A fault of Mailkeep", RuntimeError()),),
@@ -666,6 +702,14 @@ TAKEN: Final[dict[str, tuple[Exchange, ...]]] = {
                 "deliveries": [],
                 "cursor": None,
             },
+        ),
+    ),
+    "erase": (
+        Exchange(
+            name="nobody",
+            summary="An address of which nothing is stored",
+            body={"recipient": "nobody@example.org", "reason": "request 4711", "actor": "eve"},
+            answer=msgspec.to_builtins(ErasureReport(dry_run=False, erased=Counts(), left=Live())),
         ),
     ),
     "listEvents": (

@@ -55,6 +55,7 @@ from mailkeep.operator.api import (
     SuppressionParameters,
 )
 from mailkeep.operator.changes import Changed, Why
+from mailkeep.operator.erase import ErasureReport, ErasureRequest
 from mailkeep.operator.events import EventPage
 from mailkeep.operator.explain import Explanation
 from mailkeep.operator.malformed import MalformedPage
@@ -130,6 +131,8 @@ _REFUSED: Final = {
     "Unauthorized": Refused(401, (_H.UNAUTHORIZED,)),
     "NotFound": Refused(404, (_H.NOT_FOUND,)),
     "WrongStatus": Refused(409, (_H.WRONG_STATUS,)),
+    "LiveMail": Refused(409, (_H.LIVE_MAIL,)),
+    "Misdirected": Refused(421, (_H.MISDIRECTED,)),
     "MethodNotAllowed": Refused(405, (_H.METHOD_NOT_ALLOWED,)),
     "TooLarge": Refused(413, (_F.TOO_LARGE,)),
     "UnsupportedMediaType": Refused(415, (_H.UNSUPPORTED_MEDIA_TYPE,)),
@@ -156,15 +159,19 @@ _REFUSED: Final = {
     ),
     "RefusedRedrive": Refused(422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD)),
     "RefusedFlush": Refused(422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD)),
+    "RefusedErasure": Refused(
+        422, (_F.MISSING_FIELD, _F.UNKNOWN_FIELD, _F.INVALID_FIELD, _F.INVALID_ADDRESS)
+    ),
     "InternalError": Refused(500, (_H.INTERNAL_ERROR,)),
     "Unavailable": Refused(503, (_H.UNAVAILABLE, _H.OVERLOADED)),
 }
-_READING: Final = ("BadQuery", "Unauthorized", "InternalError", "Unavailable")
+_READING: Final = ("BadQuery", "Unauthorized", "Misdirected", "InternalError", "Unavailable")
 _WRITING: Final = (
     "BadRequest",
     "Unauthorized",
     "TooLarge",
     "UnsupportedMediaType",
+    "Misdirected",
     "InternalError",
     "Unavailable",
 )
@@ -310,6 +317,17 @@ CALLS: Final = {
         gives=shape_of(RedriveAnswer),
         refused=(*_WRITING, "RefusedRedrive"),
     ),
+    "erase": Call(
+        method="post",
+        path=f"{ROOT}/erasures",
+        tag="erasure",
+        summary="Erase what is stored of an address",
+        description="Of a recipient or a sender, on that person's request. What happened stays, without to whom. Recorded with who "
+        "did it and why. `left` is what was not at rest: erase it by another call. May be repeated.",
+        takes=ErasureRequest.__name__,
+        gives=shape_of(ErasureReport),
+        refused=(*_WRITING, "LiveMail", "RefusedErasure"),
+    ),
     "listEvents": Call(
         method="get",
         path=f"{ROOT}/events",
@@ -374,7 +392,7 @@ CALLS: Final = {
         tag="description",
         summary="This document",
         gives={"type": "object", "required": ["openapi", "paths"]},
-        refused=("BadQuery", "Unauthorized", "InternalError"),
+        refused=("BadQuery", "Unauthorized", "Misdirected", "InternalError"),
     ),
 }
 _PARTS: Final = Parts(refused=_REFUSED, refusals=REFUSED, taken=TAKEN, links=("showDelivery", "listAttempts"))
@@ -393,6 +411,8 @@ _SHAPES: Final = (
     Changed,
     RedriveRequest,
     RedriveAnswer,
+    ErasureRequest,
+    ErasureReport,
     EventPage,
     FlushRequest,
     FlushAnswer,
@@ -421,6 +441,7 @@ def openapi() -> Schema:
             {"name": "intake", "description": "What is answered 2xx is durable."},
             {"name": "queue", "description": "What operators read and do. Addresses come masked."},
             {"name": "suppressions", "description": "Addresses that get no mail, in clear."},
+            {"name": "erasure", "description": "A person's right to be forgotten (GDPR article 17)."},
             {"name": "description"},
         ],
         "paths": paths_of(CALLS, _PARTS),

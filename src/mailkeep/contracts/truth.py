@@ -57,6 +57,7 @@ from mailkeep.operator.api import (
     SuppressionParameters,
 )
 from mailkeep.operator.changes import Changed, Why
+from mailkeep.operator.erase import ErasureRequest
 from mailkeep.operator.explain import Explanation
 from mailkeep.operator.malformed import MalformedView
 from mailkeep.operator.queue import (
@@ -273,6 +274,11 @@ MEMBERS: Final[dict[type, dict[str, Schema]]] = {
         "source": one_of(Source),
         "class": one_of(DeliveryClass),
         "cause": one_of(DEAD_LETTER_CAUSES),
+    },
+    ErasureRequest: {
+        "recipient": saying("The whole address.", **_MAILBOX),
+        "reason": _ONE_LINE,
+        "actor": saying("Who does it; a name that your people know.", **_ONE_LINE),
     },
     FlushRequest: {
         "domain": {"description": "Of the first recipient."},

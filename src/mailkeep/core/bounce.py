@@ -18,6 +18,7 @@ import msgspec
 from mailkeep.core.address import parse_mailbox
 from mailkeep.core.command import BounceContent, Command
 from mailkeep.core.delivery import DeliveryClass, Guarantee, RecipientState, Source
+from mailkeep.core.header import named_in
 from mailkeep.core.outcome import RecipientOutcome, Scope
 
 MAX_HEAD_BYTES: Final = 16 * 1024
@@ -83,6 +84,7 @@ def compose(owed: OwedBounce, reporter: str, guarantee: Guarantee) -> Command:
         text=_text(failures, reporter),
         status=_status(owed, failures, reporter),
         head=header_of(owed.head),
+        about=tuple(dict.fromkeys((*owed.recipients, *named_in(owed.head)))),
     )
     return Command(
         source=Source.BOUNCE,

@@ -167,6 +167,7 @@ class BounceContent(msgspec.Struct, frozen=True, tag="bounce"):
     text: str
     status: str  # RFC 3464: lines ending in LF, groups parted by an empty one
     head: bytes  # CRLF lines
+    about: tuple[str, ...] = ()  # addresses that these words and this header are about
 
 
 class Command(msgspec.Struct, frozen=True, gc=False):

@@ -43,6 +43,7 @@ class NewDelivery(msgspec.Struct, gc=False):
         None  # the locales tried, separated by spaces; None where the one asked for was there
     )
     supersede_hash: bytes | None = None
+    named_hashes: tuple[bytes, ...] = ()  # of whom else the content names: its sender, where to reply
     parent_id: UUID | None = None
     traceparent: str | None = None
     author_domain: str | None = None  # of From; a bounce has it although its sender is empty

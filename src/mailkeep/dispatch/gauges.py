@@ -4,7 +4,8 @@ Exporters ask from threads of their own, at their own pace; they get what was re
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from mailkeep.core.delivery import DeliveryClass
@@ -18,15 +19,26 @@ INTERVAL_S: Final = 15.0
 """Between two looks at the queue: counting a million waiting rows takes PostgreSQL a fifth of a second."""
 
 
-class GaugeReader:
-    """Reads what the gauges show. `run` until cancelled."""
+MAX_COUNTED: Final = 10_000
+"""Events of a webhook that are counted: more say the same, and counting is not to cost more than telling them."""
 
-    def __init__(self, store: Store, replica: Replica, breakers: Mapping[str, Breaker]) -> None:
+
+class GaugeReader:
+    """Reads what the gauges show, of `webhooks` by name. `run` until cancelled."""
+
+    def __init__(
+        self, store: Store, replica: Replica, breakers: Mapping[str, Breaker], webhooks: Sequence[str] = ()
+    ) -> None:
         self._store = store
+        self._webhooks = list(webhooks)
         self._depths: dict[tuple[str, ...], float] = {}
         self._ages_ms: dict[tuple[str, ...], float] = {}
+        self._waiting: dict[tuple[str, ...], float] = {}
+        self._behind_ms: dict[tuple[str, ...], float] = {}
         metrics.observe(metrics.DEPTH, lambda: self._depths)
         metrics.observe(metrics.OLDEST_AGE, lambda: self._ages_ms)
+        metrics.observe(metrics.WEBHOOK_WAITING, lambda: self._waiting)
+        metrics.observe(metrics.WEBHOOK_BEHIND, lambda: self._behind_ms)
         metrics.observe(metrics.IN_FLIGHT, lambda: {(): replica.in_flight})
         metrics.observe(
             metrics.HOP_OUT,
@@ -38,13 +50,18 @@ class GaugeReader:
     async def run(self) -> None:
         """Read every `INTERVAL_S` until cancelled; while PostgreSQL is away the last readings stay."""
         while True:
-            try:
-                rows = {row["class"]: row for row in await self._store.fetch("read_schedule")}
-            except StoreUnavailableError:
-                pass  # others say so
-            else:
-                self._depths = {(name,): rows[name]["depth"] if name in rows else 0 for name in DeliveryClass}
-                self._ages_ms = {
-                    (name,): rows[name]["oldest_age_ms"] if name in rows else 0.0 for name in DeliveryClass
-                }
+            with suppress(StoreUnavailableError):  # others say so
+                await self.read()
             await asyncio.sleep(INTERVAL_S)
+
+    async def read(self) -> None:
+        """Read once. Raises `StoreUnavailableError`."""
+        rows = {row["class"]: row for row in await self._store.fetch("read_schedule")}
+        self._depths = {(name,): rows[name]["depth"] if name in rows else 0 for name in DeliveryClass}
+        self._ages_ms = {
+            (name,): rows[name]["oldest_age_ms"] if name in rows else 0.0 for name in DeliveryClass
+        }
+        if self._webhooks:
+            lags = await self._store.fetch("read_webhook_lag", self._webhooks, MAX_COUNTED)
+            self._waiting = {(row["name"],): row["waiting"] for row in lags}
+            self._behind_ms = {(row["name"],): row["behind_ms"] for row in lags}

@@ -431,9 +431,9 @@ def stream(found: Stream | Unread, *, explained: bool) -> Check:
         if not found.missing:
             return skipped("stream", found.why)
         return Check("stream", found.why, (finding(Cause.REDIS_UNREACHABLE, Severity.CRITICAL, found.why),))
-    unread = "an unknown number" if found.unread is None else f"{found.unread:,}"
+    unread = "unknown" if found.unread is None else f"{found.unread:,}"
     asked = "nobody ever asked" if found.idle_s is None else f"a consumer asked {ago(found.idle_s)}"
-    seen = f"Redis answers in {found.ping_ms:.0f} ms; {unread} of entries unread, {found.pending:,} unacknowledged; {asked}"
+    seen = f"Redis answers in {found.ping_ms:.0f} ms; entries unread: {unread}, unacknowledged: {found.pending:,}; {asked}"
     idle = found.idle_s is None or found.idle_s >= STREAM_IDLE_S
     if explained or not idle or not (found.unread or found.pending):
         return Check("stream", seen)

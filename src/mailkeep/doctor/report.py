@@ -1,6 +1,7 @@
 """A report for people: each incident with its causes, evidence and next steps, then what was checked and what was not."""
 
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from mailkeep.doctor.causes import CAUSES, Cause, Severity
@@ -14,24 +15,49 @@ Key = tuple[str, str, str]
 _INDENT: Final = " " * 14
 
 
-def readable(report: Report, clean: Callable[[str], str], paint: Paint) -> Iterator[str]:
-    """Yield the lines of a report; `clean` takes out of what servers and producers said whatever could steer a terminal."""
+def readable(
+    report: Report, clean: Callable[[str], str], paint: Paint, width: int | None = None
+) -> Iterator[str]:
+    """Yield the lines of a report; `clean` takes out of what servers and producers said whatever could steer a terminal.
+
+    Longer lines than `width` are folded below their own words; None: they stay whole, for programs.
+    """
     explained: set[tuple[Cause, str | None]] = set()
     for diagnosis in report.diagnoses:
         yield f"{diagnosis.incident:<13} {paint(diagnosis.severity.upper(), diagnosis.severity)}"
-        for found in diagnosis.findings:
-            again = (found.cause, found.about) in explained
-            explained.add((found.cause, found.about))
-            yield f"  cause       {paint(found.cause, found.severity)}"
-            yield from ([f"{_INDENT}the same as above"] if again else map(clean, _finding(found)))
-        yield from map(clean, map(_check, diagnosis.checks))
+        told = _by_cause(diagnosis.findings)
+        for key, findings in told.items():
+            yield f"  cause       {paint(findings[0].cause, findings[0].severity)}"
+            lines = [f"{_INDENT}the same as above"] if key in explained else _findings(findings)
+            yield from _folded(map(clean, lines), width)
+        explained |= told.keys()
+        yield from _folded(map(clean, map(_check, diagnosis.checks)), width)
 
 
-def _finding(found: Finding) -> Iterator[str]:
-    yield f"{_INDENT}{CAUSES[found.cause].meaning}"
-    for line in found.evidence:
+def _by_cause(findings: Iterable[Finding]) -> dict[tuple[Cause, str | None], list[Finding]]:
+    """Return findings by cause and what is concerned: several checks of an incident may see the same. The worst first."""
+    told: dict[tuple[Cause, str | None], list[Finding]] = {}
+    for found in findings:
+        told.setdefault((found.cause, found.about), []).append(found)
+    return told
+
+
+def _folded(lines: Iterable[str], width: int | None) -> Iterator[str]:
+    for line in lines:
+        if width is None or len(line) <= width:
+            yield line
+        else:
+            yield from textwrap.wrap(
+                line, width, subsequent_indent=_INDENT, break_long_words=False, break_on_hyphens=False
+            )
+
+
+def _findings(findings: list[Finding]) -> Iterator[str]:
+    yield f"{_INDENT}{CAUSES[findings[0].cause].meaning}"
+    for line in dict.fromkeys(line for found in findings for line in found.evidence):
         yield f"  evidence    {line}"
-    yield f"  next        {found.next_step}"
+    for step in dict.fromkeys(found.next_step for found in findings):
+        yield f"  next        {step}"
 
 
 def _check(check: Check) -> str:

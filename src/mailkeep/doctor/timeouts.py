@@ -36,7 +36,7 @@ def _duration(history: HopHistory) -> Check:
         else f"{times(history.attempts, 'attempt')}, {history.mean_s:.2f} s each"
     )
     late = max(history.waits.items(), key=lambda pair: pair[1].near_worst_s, default=None)
-    slowest = f", slowest phase {late[0]} with {late[1].near_worst_s:.2f} s" if late else ""
+    slowest = f", slowest answer at {late[0]} with {late[1].near_worst_s:.2f} s" if late else ""
     return Check(f"send duration against timeout, {history.name}", mean + slowest, tuple(found))
 
 

@@ -229,6 +229,9 @@ class Accept:
             command, content, new_delivery_id, send_at or datetime.fromtimestamp(now_s, UTC)
         )
         recipients = command.recipients
+        recipient_hashes = tuple(
+            address_hash(mailbox.address, self._store.hash_key) for mailbox in recipients
+        )
         author = command.sender or self.policy.sender
         return NewDelivery(
             id=new_delivery_id,
@@ -241,9 +244,8 @@ class Accept:
             fingerprint=fingerprint(command, self._store.hash_key),
             sender=NULL_SENDER if command.source is Source.BOUNCE else author.address,
             recipients=tuple(mailbox.address for mailbox in recipients),
-            recipient_hashes=tuple(
-                address_hash(mailbox.address, self._store.hash_key) for mailbox in recipients
-            ),
+            recipient_hashes=recipient_hashes,
+            named_hashes=self._named(command, recipient_hashes),
             recipient_domain=recipients[0].domain,
             message=message,
             sensitive=command.delivery_class is DeliveryClass.AUTH
@@ -261,6 +263,16 @@ class Accept:
             traceparent=traceparent,
             author_domain=author.domain,
         )
+
+    def _named(self, command: Command, recipients: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Return the hashes of whom the content names beside its recipients; the deployment's own address is nobody."""
+        named = [mailbox.address for mailbox in command.reply_to]
+        if command.sender is not None:
+            named.append(command.sender.address)
+        if isinstance(command.content, BounceContent):
+            named += command.content.about
+        hashes = dict.fromkeys(address_hash(address, self._store.hash_key) for address in named)
+        return tuple(digest for digest in hashes if digest not in recipients)
 
     def _render(self, command: Command) -> RenderedContent | BounceContent | Rendered:
         match command.content:

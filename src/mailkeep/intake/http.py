@@ -26,6 +26,7 @@ from mailkeep.core.command import (
     parse_login_code,
     parse_request,
 )
+from mailkeep.core.host import is_local
 from mailkeep.intake.accept import Accept, Accepted
 from mailkeep.intake.application import (
     KEY_HEADER,
@@ -96,13 +97,25 @@ _BATCH: Final = msgspec.json.Decoder(BatchRequest)
 
 
 class InternalHttpApp(HttpApplication):
-    """The ASGI application. `operator` answers what is not intake; without `tokens` everybody may call."""
+    """The ASGI application. `operator` answers what is not intake; without `tokens` everybody may call.
 
-    def __init__(self, *, accept: Accept, operator: ASGIApp, tokens: tuple[str, ...] = ()) -> None:
+    `for_this_machine`: only requests that name this machine are answered. Nothing else keeps a web page out then, whose name leads
+    here, in a browser on this machine.
+    """
+
+    def __init__(
+        self,
+        *,
+        accept: Accept,
+        operator: ASGIApp,
+        tokens: tuple[str, ...] = (),
+        for_this_machine: bool = False,
+    ) -> None:
         super().__init__("internal_http")
         self._accept = accept
         self._operator = operator
         self._tokens = tuple(token.encode() for token in tokens)
+        self._for_this_machine = for_this_machine
         max_bytes = max_body_bytes(accept.policy.rules.limits.message_bytes)
         self._calls = {
             LOGIN_CODES: _Call(self._take_login_code, MAX_LOGIN_CODE_BYTES),
@@ -118,6 +131,9 @@ class InternalHttpApp(HttpApplication):
         if not self._may_call(headers):
             problem = make_problem(HttpCode.UNAUTHORIZED, "send it as Authorization: Bearer …")
             await respond(refusal(problem), send)
+        elif self._for_this_machine and not is_local(headers.get(b"host", b"localhost").decode("latin-1")):
+            detail = "without tokens it answers under the names of this machine only, such as localhost"
+            await respond(refusal(make_problem(HttpCode.MISDIRECTED, detail)), send)
         elif call is None or (path == DELIVERIES and method in _READS):
             await self._delegate(scope, receive, send)
         elif method != "POST":

@@ -1,4 +1,4 @@
-"""TLS of the internal listener: its own certificate, and whose client certificates may call (mutual TLS).
+"""TLS of the HTTP listeners: a certificate, and whose client certificates may call (mutual TLS).
 
 TLS 1.2 or newer (RFC 8996, RFC 9325 section 3.1.1). With authorities for clients nobody gets past the handshake without a
 certificate of theirs; with names, only those that one of them stands for: subject alternative names, since the subject
@@ -21,6 +21,7 @@ class ListenerTls:
     """The TLS of one listener. `key` None: it is in the certificate's file. Raises OSError for files that can't be used.
 
     `client_ca`: authorities whose certificates clients must show; `client_names`: as in `dns:orders.internal`, empty: all.
+    `name`: of the listener, as it logs.
     """
 
     def __init__(
@@ -30,12 +31,13 @@ class ListenerTls:
         *,
         client_ca: Path | None = None,
         client_names: Iterable[str] = (),
+        name: str = "internal_http",
     ) -> None:
         self._certificate = certificate
         self._key = key
         self._client_names = frozenset(client_names)
         self._seen = self._stamps()
-        self._log = structlog.get_logger("internal_http")
+        self._log = structlog.get_logger(name)
         self.context = _server_context(certificate, key)
         if client_ca is not None:
             self.context.load_verify_locations(client_ca)

@@ -33,6 +33,8 @@ class HttpCode(StrEnum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     WRONG_STATUS = "wrong_status"
+    LIVE_MAIL = "live_mail"
+    MISDIRECTED = "misdirected"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     RATE_LIMITED = "rate_limited"
     ISSUER_UNAVAILABLE = "issuer_unavailable"
@@ -60,6 +62,8 @@ _KINDS: Final[dict[str, tuple[int, str]]] = {
     HttpCode.NOT_FOUND: (404, "There is nothing here"),
     HttpCode.METHOD_NOT_ALLOWED: (405, "The method is not allowed here"),
     HttpCode.WRONG_STATUS: (409, "The delivery stands where this does not apply"),
+    HttpCode.LIVE_MAIL: (409, "The address is still in use"),
+    HttpCode.MISDIRECTED: (421, "The request names another host"),
     HttpCode.UNSUPPORTED_MEDIA_TYPE: (415, "The body must be plain application/json"),
     HttpCode.RATE_LIMITED: (429, "The token has sent too much lately"),
     HttpCode.ISSUER_UNAVAILABLE: (503, "The issuer of the token can't be reached now"),

@@ -43,6 +43,7 @@ from mailkeep.operator.changes import (
     Why,
     WrongStatusError,
 )
+from mailkeep.operator.erase import ErasureReport, ErasureRequest, LiveMailError, OperatorErasure
 from mailkeep.operator.events import MAX_EVENTS, EventPage, OperatorEvents
 from mailkeep.operator.explain import Explanation, OperatorExplain
 from mailkeep.operator.malformed import MalformedPage, OperatorMalformed
@@ -164,6 +165,7 @@ _NUMBERS: Final = frozenset({"limit"})
 _REPEATED: Final = frozenset({"status", "type"})
 _DIGITS: Final = re.compile(r"[0-9]{1,9}")
 _ENCODER: Final = msgspec.json.Encoder()
+_ERASURE: Final = msgspec.json.Decoder(ErasureRequest)
 _REDRIVE: Final = msgspec.json.Decoder(RedriveRequest)
 _FLUSH: Final = msgspec.json.Decoder(FlushRequest)
 _WHY: Final = msgspec.json.Decoder(Why)
@@ -187,6 +189,7 @@ def operator_api(
             Route(f"{ROOT}/queue/flush", _answering(api.flush), methods=["POST"]),
             Route(f"{ROOT}/dead-letters", _answering(api.list_dead_letters)),
             Route(f"{ROOT}/dead-letters/redrive", _answering(api.redrive), methods=["POST"]),
+            Route(f"{ROOT}/erasures", _answering(api.erase), methods=["POST"]),
             Route(f"{ROOT}/events", _answering(api.list_events)),
             Route(f"{ROOT}/replicas", _answering(api.list_replicas)),
             Route(f"{ROOT}/malformed-commands", _answering(api.list_malformed)),
@@ -202,6 +205,7 @@ def operator_api(
             NoSuchDeliveryError: _refuse_change,
             WrongStatusError: _refuse_change,
             KeyTakenError: _refuse_change,
+            LiveMailError: _refuse_change,
             CommandError: _refuse,
             ProblemError: _refuse,
             StoreUnavailableError: _refuse,
@@ -224,6 +228,7 @@ class _OperatorApi:
         self._suppressions = OperatorSuppressions(store)
         self._redrive = OperatorRedrive(store)
         self._events = OperatorEvents(store)
+        self._erasure = OperatorErasure(store)
 
     async def list_deliveries(self, request: Request) -> DeliveryPage:
         return await self._page(_parameters(request, ListParameters))
@@ -237,6 +242,10 @@ class _OperatorApi:
     async def redrive(self, request: Request) -> RedriveAnswer:
         _parameters(request, NoParameters)
         return await self._redrive.redrive(await _body(request, _REDRIVE))
+
+    async def erase(self, request: Request) -> ErasureReport:
+        _parameters(request, NoParameters)
+        return await self._erasure.erase(await _body(request, _ERASURE))
 
     async def list_events(self, request: Request) -> EventPage:
         wanted = _parameters(request, EventParameters)
@@ -440,6 +449,8 @@ async def _refuse_change(_request: Request, fault: Exception) -> Response:
             problem = make_problem(HttpCode.NOT_FOUND, NO_SUCH_DELIVERY)
         case KeyTakenError():
             problem = make_problem(FailureCode.IDEMPOTENCY_CONFLICT, str(fault), field=KEY_HEADER)
+        case LiveMailError():
+            problem = make_problem(HttpCode.LIVE_MAIL, str(fault))
         case _:
             problem = make_problem(HttpCode.WRONG_STATUS, f"the delivery {fault}")
     return _problem_response(problem)

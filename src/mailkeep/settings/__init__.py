@@ -74,6 +74,7 @@ __all__ = [
     "HopAuth",
     "HopSettings",
     "HttpAuth",
+    "ListenerTlsFiles",
     "LogFormat",
     "LogLevel",
     "Secret",
@@ -159,6 +160,15 @@ class SettingRow(msgspec.Struct, frozen=True):
     notation: str
     meaning: str
     secret: bool  # may also come from a file
+
+
+class ListenerTlsFiles(msgspec.Struct, frozen=True):
+    """What a listener needs for TLS. `key` None: it is in the certificate's file; `client_ca` None: clients show nothing."""
+
+    certificate: Path
+    key: Path | None
+    client_ca: Path | None
+    client_names: tuple[str, ...]
 
 
 _LIMIT: Final = Limits()
@@ -303,8 +313,38 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     send_http_addr: Annotated[
         Endpoint | None,
-        Setting(LISTEN, "Where `POST /send` listens, for people's programs; put TLS before it.", unset="off"),
+        Setting(LISTEN, "Where `POST /send` listens, for people's programs.", unset="off"),
     ] = None
+    send_http_tls_cert: Annotated[
+        Path | None,
+        Setting(FILE, "Certificate chain of `POST /send` (PEM), which speaks HTTPS then.", unset="no TLS"),
+    ] = None
+    send_http_tls_key: Annotated[
+        Path | None, Setting(FILE, "Its key (PEM).", unset="in the certificate's file")
+    ] = None
+    send_http_tls_client_ca: Annotated[
+        Path | None,
+        Setting(
+            AUTHORITIES,
+            "Authorities (PEM) of whose certificates each client must show one.",
+            unset="clients show no certificate",
+        ),
+    ] = None
+    send_http_tls_client_names: Annotated[
+        tuple[str, ...],
+        Setting(
+            CERTIFICATE_NAMES,
+            "Subject alternative names of the client certificates that may call.",
+            unset="every name",
+        ),
+    ] = ()
+    send_http_plain: Annotated[
+        bool,
+        Setting(
+            BOOL,
+            "Say that it may speak plain HTTP off loopback, since something before it ends TLS.",
+        ),
+    ] = False
     send_rate: Annotated[
         int,
         Setting(
@@ -348,10 +388,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Endpoint | None,
         Setting(
             LISTEN,
-            "Where the console listens, pages for people; it takes the tokens of the internal API. Put TLS before it.",
+            "Where the console listens, pages for people; it takes the tokens of the internal API.",
             unset="off; `mailkeep dev` has one",
         ),
     ] = None
+    console_tls_cert: Annotated[
+        Path | None,
+        Setting(FILE, "Certificate chain of the console (PEM), which speaks HTTPS then.", unset="no TLS"),
+    ] = None
+    console_tls_key: Annotated[
+        Path | None, Setting(FILE, "Its key (PEM).", unset="in the certificate's file")
+    ] = None
+    console_tls_client_ca: Annotated[
+        Path | None,
+        Setting(
+            AUTHORITIES,
+            "Authorities (PEM) of whose certificates each client must show one.",
+            unset="clients show no certificate",
+        ),
+    ] = None
+    console_tls_client_names: Annotated[
+        tuple[str, ...],
+        Setting(
+            CERTIFICATE_NAMES,
+            "Subject alternative names of the client certificates that may call.",
+            unset="every name",
+        ),
+    ] = ()
+    console_plain: Annotated[
+        bool,
+        Setting(
+            BOOL,
+            "Say that it may speak plain HTTP off loopback, since something before it ends TLS.",
+        ),
+    ] = False
 
     template_dir: Annotated[
         Path | None, Setting(FOLDER, "The template catalog.", unset="the shipped catalog")
@@ -547,6 +617,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return settings
 
     @property
+    def is_for_this_machine(self) -> bool:
+        """Whether the internal API knows its callers by nothing but that they are on this machine."""
+        return not (
+            self.internal_http_tokens
+            or self.internal_http_tls_client_ca
+            or self.internal_http_auth is HttpAuth.NONE
+        )
+
+    def tls_of(self, listener: str) -> ListenerTlsFiles | None:
+        """Return the TLS of `internal_http`, `send_http` or `console`, None: it speaks plain HTTP."""
+        certificate = getattr(self, f"{listener}_tls_cert")
+        return certificate and ListenerTlsFiles(
+            certificate,
+            getattr(self, f"{listener}_tls_key"),
+            getattr(self, f"{listener}_tls_client_ca"),
+            getattr(self, f"{listener}_tls_client_names"),
+        )
+
+    @property
     def has_redis(self) -> bool:
         """Whether commands come by a Redis Stream."""
         return self.redis_master_addr is not None or bool(self.redis_sentinel_addrs)
@@ -690,6 +779,56 @@ def _pair_fits(certificate: Path | None, key: Path | None) -> bool:
     return certificate is None or certificate_fits(certificate, key)
 
 
+def _tls_rules(listener: str) -> tuple[_Rule, ...]:
+    """Return what must hold between the TLS settings of a listener."""
+    address, cert, key, ca, names = (
+        f"{PREFIX}{listener.upper()}_{name}"
+        for name in ("ADDR", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "TLS_CLIENT_NAMES")
+    )
+
+    def given(settings: Settings, name: str) -> Any:  # noqa: ANN401 - of any setting
+        return getattr(settings, f"{listener}_{name}")
+
+    return (
+        _Rule(
+            (cert, key, ca),
+            lambda s: given(s, "tls_cert") is None and bool(given(s, "tls_key") or given(s, "tls_client_ca")),
+            f"is unset although other {cert.removesuffix('CERT')}* settings are given",
+        ),
+        _Rule(
+            (cert, key),
+            lambda s: not _pair_fits(given(s, "tls_cert"), given(s, "tls_key")),
+            f"and {key} are not a certificate and its key (PEM, without a passphrase)",
+        ),
+        _Rule(
+            (names, ca),
+            lambda s: bool(given(s, "tls_client_names")) and given(s, "tls_client_ca") is None,
+            f"needs {ca}: only a certificate can have a name",
+        ),
+        _Rule(
+            (cert, address),
+            lambda s: given(s, "tls_cert") is not None and given(s, "addr") is None,
+            f"is given although {address} is not",
+        ),
+    )
+
+
+def _plain_rule(listener: str) -> _Rule:
+    """Return that a listener whose callers show tokens speaks no plain HTTP off loopback, unless that is said."""
+    address, cert, plain = (f"{PREFIX}{listener.upper()}_{name}" for name in ("ADDR", "TLS_CERT", "PLAIN"))
+    return _Rule(
+        (address, cert, plain, "MAIL_INTERNAL_HTTP_TOKENS"),
+        lambda s: (
+            _off_loopback(getattr(s, f"{listener}_addr"))
+            and getattr(s, f"{listener}_tls_cert") is None
+            and not getattr(s, f"{listener}_plain")
+            and (listener != "console" or bool(s.internal_http_tokens))  # without, nothing is shown there
+        ),
+        f"is not on loopback, and tokens must not cross a network in clear: give {cert}, "
+        f"or say {plain}=true if something before it ends TLS",
+    )
+
+
 _RULES: Final = (
     _Rule(
         ("MAIL_POSTGRES_DSN", "MAIL_ENVIRONMENT"),
@@ -742,24 +881,8 @@ _RULES: Final = (
         ),
         "is none although tokens or authorities of clients are given; drop one of the two",
     ),
-    _Rule(
-        ("MAIL_INTERNAL_HTTP_TLS_CERT", "MAIL_INTERNAL_HTTP_TLS_KEY", "MAIL_INTERNAL_HTTP_TLS_CLIENT_CA"),
-        lambda s: (
-            s.internal_http_tls_cert is None
-            and (s.internal_http_tls_key is not None or s.internal_http_tls_client_ca is not None)
-        ),
-        "is unset although other MAIL_INTERNAL_HTTP_TLS_* settings are given",
-    ),
-    _Rule(
-        ("MAIL_INTERNAL_HTTP_TLS_CERT", "MAIL_INTERNAL_HTTP_TLS_KEY"),
-        lambda s: not _pair_fits(s.internal_http_tls_cert, s.internal_http_tls_key),
-        "and MAIL_INTERNAL_HTTP_TLS_KEY are not a certificate and its key (PEM, without a passphrase)",
-    ),
-    _Rule(
-        ("MAIL_INTERNAL_HTTP_TLS_CLIENT_NAMES", "MAIL_INTERNAL_HTTP_TLS_CLIENT_CA"),
-        lambda s: bool(s.internal_http_tls_client_names) and s.internal_http_tls_client_ca is None,
-        "needs MAIL_INTERNAL_HTTP_TLS_CLIENT_CA: only a certificate can have a name",
-    ),
+    *(rule for listener in ("internal_http", "send_http", "console") for rule in _tls_rules(listener)),
+    *(_plain_rule(listener) for listener in ("send_http", "console")),
     _Rule(
         ("MAIL_INTERNAL_HTTP_CLIENT_CERT", "MAIL_INTERNAL_HTTP_CLIENT_KEY"),
         lambda s: (
@@ -801,13 +924,19 @@ _RULES: Final = (
         "is the same as MAIL_INTERNAL_HTTP_ADDR; the two listeners are apart",
     ),
     _Rule(
-        ("MAIL_CONSOLE_ADDR", "MAIL_INTERNAL_HTTP_TOKENS", "MAIL_INTERNAL_HTTP_AUTH"),
+        (
+            "MAIL_CONSOLE_ADDR",
+            "MAIL_INTERNAL_HTTP_TOKENS",
+            "MAIL_INTERNAL_HTTP_AUTH",
+            "MAIL_CONSOLE_TLS_CLIENT_CA",
+        ),
         lambda s: (
             _off_loopback(s.console_addr)
             and not s.internal_http_tokens
+            and s.console_tls_client_ca is None
             and s.internal_http_auth is not HttpAuth.NONE
         ),
-        "is not on loopback, so that it needs MAIL_INTERNAL_HTTP_TOKENS (or MAIL_INTERNAL_HTTP_TOKENS_FILE) to log in with;"
+        "is not on loopback, so that it needs MAIL_INTERNAL_HTTP_TOKENS (or MAIL_INTERNAL_HTTP_TOKENS_FILE) to log in with, or MAIL_CONSOLE_TLS_CLIENT_CA;"
         " MAIL_INTERNAL_HTTP_AUTH=none opens it to its whole network",
     ),
     _Rule(

@@ -28,6 +28,8 @@ _HELO_NAME: Final = re.compile(r"[A-Za-z0-9.-]{1,255}|\[[A-Za-z0-9.:]{1,253}\]")
 _CERTIFICATE_NAME: Final = re.compile(r"(dns|uri):[\x21-\x2b\x2d-\x7e]+")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _TOKEN: Final = re.compile(rf"[\x21-\x7e]{{{MIN_TOKEN_CHARS},}}")
+_AUTHORITY: Final = re.compile(r"([^/?#]*)([^?#]*).*", re.DOTALL)
+_PLACE: Final = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^:\[\]\s]*)(?::([0-9]{1,5}))?")
 _DSN_PASSWORD: Final = re.compile(r"(//[^:/@]*):.*@|([?&][a-z]*pass[a-z]*=)[^&]*")
 
 
@@ -206,9 +208,24 @@ def _url(example: str, *schemes: str) -> Callable[[str], Dsn]:
     def read(text: str) -> Dsn:
         if not text.startswith(schemes):
             raise ValueError(f"must be a URL like {example}")
+        if not _has_places(text):
+            raise ValueError(
+                "has no host and port that can be; in a password / ? # @ : and % are written percent-encoded"
+            )
         return Dsn(text)
 
     return read
+
+
+def _has_places(url: str) -> bool:
+    """Return whether a connection URL names hosts: else a driver takes a part of the password for one, and tells it."""
+    authority, path = _AUTHORITY.fullmatch(url.partition("://")[2]).group(1, 2)  # type: ignore[union-attr]  # it matches all
+    places = [_PLACE.fullmatch(place) for place in authority.rpartition("@")[2].split(",")]
+    return (
+        authority.count("@") <= 1
+        and "@" not in path
+        and all(place is not None and int(place[1] or 0) <= 65535 for place in places)
+    )
 
 
 def _issuer(text: str) -> str:

@@ -6,7 +6,6 @@ Faults are problem documents (RFC 9457). Whoever starts the sinkhole serves this
 """
 
 import hmac
-import ipaddress
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from http import HTTPStatus
@@ -20,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from mailkeep.core.host import is_local
 from mailkeep.sinkhole.capture import Captured
 from mailkeep.sinkhole.script import UnknownModeError, describe, parse_mode
 from mailkeep.sinkhole.server import Sinkhole
@@ -272,15 +272,6 @@ def _parameters(request: Request, kind: type[P]) -> P:
         return msgspec.convert(dict(request.query_params), kind, strict=False)
     except msgspec.ValidationError as fault:
         raise Refusal(HTTPStatus.BAD_REQUEST, "invalid_field", str(fault)) from None
-
-
-def is_local(host: str) -> bool:
-    """Whether a Host header names this machine: `localhost` or a loopback address, with or without a port (RFC 9110 section 7.2)."""
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    try:
-        return name.lower() == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _line(message: Captured) -> MessageLine:

@@ -58,7 +58,7 @@ def _owed(row: asyncpg.Record, keys: PayloadKeys) -> OwedBounce:
         failed=row["failed"],
         status=row["status"],
         accepted_at=row["accepted_at"],
-        sender=row["sender"],
+        sender=row["sender"] and keys.open_text(delivery_id, Content.SENDER, row["sender"]),
         recipients=tuple(
             keys.open_text(delivery_id, Content.RECIPIENT, address) for address in row["recipients"] or ()
         ),

@@ -12,8 +12,9 @@ import asyncpg
 import msgspec
 
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, Source
+from mailkeep.core.header import named_in
 from mailkeep.core.idempotency import address_hash
-from mailkeep.store.postgres import Store, sealed_recipients
+from mailkeep.store.postgres import Store, sealed_recipients, sealed_sender
 from mailkeep.store.reads import SCANNED_ROWS
 from mailkeep.store.sealing import Content, SealedError
 
@@ -125,7 +126,8 @@ class OperatorChanges:
         if rows:
             new_id = rows[0]["id"]
             message = keys.open(parent_id, Content.MESSAGE, rows[0]["message"])
-            hashes = [address_hash(address, self._store.hash_key) for address in recipients]
+            sender = keys.open_text(parent_id, Content.SENDER, rows[0]["sender"])
+            hashes = self._hashes(recipients)
             rows = await self._store.fetch(
                 "resend",
                 parent_id,
@@ -137,6 +139,8 @@ class OperatorChanges:
                 sealed_recipients(new_id, recipients, keys).split("\n"),
                 keys.seal(new_id, Content.MESSAGE, message),
                 wait_s,
+                sealed_sender(new_id, sender, keys),
+                self._hashes(named_in(message)),
             )
         if rows:
             return Resent(rows[0]["id"], replayed=False)
@@ -146,3 +150,6 @@ class OperatorChanges:
         if holder is None or holder.fingerprint != parent_id.bytes:
             return None
         return Resent(holder.delivery_id, replayed=True)
+
+    def _hashes(self, addresses: Sequence[str]) -> list[bytes]:
+        return [address_hash(address, self._store.hash_key) for address in addresses]

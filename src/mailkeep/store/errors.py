@@ -6,6 +6,7 @@ StoreError
 └── StoreRefusedError       PostgreSQL refused the data itself; repeating it cannot help
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -80,4 +81,7 @@ def translated(*, sent: bool = True) -> Iterator[None]:
 
 
 def _unavailable(fault: Exception, *, in_doubt: bool) -> StoreUnavailableError:
-    return StoreUnavailableError(f"PostgreSQL: {str(fault) or type(fault).__name__}", in_doubt=in_doubt)
+    words = str(fault)
+    if isinstance(fault, ConnectionError) and fault.errno is not None:
+        words = os.strerror(fault.errno).lower()  # asyncio tells of it with a tuple that is its address
+    return StoreUnavailableError(f"PostgreSQL: {words or type(fault).__name__}", in_doubt=in_doubt)

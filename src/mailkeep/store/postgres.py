@@ -492,8 +492,9 @@ async def _keep_as_it_is(_connection: object) -> None:
 def _claim(replica_id: UUID, row: asyncpg.Record, keys: PayloadKeys) -> Claim:
     delivery_id: UUID = row["id"]
     recipients: tuple[str, ...] = ()
-    message = command = unopened = None
+    sender = message = command = unopened = None
     try:
+        sender = row["sender"] and keys.open_text(delivery_id, Content.SENDER, row["sender"])
         recipients = tuple(
             keys.open_text(delivery_id, Content.RECIPIENT, address) for address in row["recipients"] or ()
         )
@@ -516,7 +517,7 @@ def _claim(replica_id: UUID, row: asyncpg.Record, keys: PayloadKeys) -> Claim:
         sensitive=row["sensitive"],
         accepted_at=row["accepted_at"],
         expires_at=row["expires_at"],
-        sender=row["sender"],
+        sender=sender,
         recipients=recipients,
         message=message,
         command=command,
@@ -544,7 +545,7 @@ def _accept_arguments(batch: Sequence[NewDelivery], keys: PayloadKeys) -> list[A
         column(new.catalog_version for new in batch),
         column(new.locale for new in batch),
         column(new.idempotency_key for new in batch),
-        column(new.sender or None for new in batch),
+        column(sealed_sender(new.id, new.sender, keys) or None for new in batch),
         column(sealed_recipients(new.id, new.recipients, keys) for new in batch),
         column(new.parent_id for new in batch),
         column(new.traceparent for new in batch),
@@ -555,12 +556,19 @@ def _accept_arguments(batch: Sequence[NewDelivery], keys: PayloadKeys) -> list[A
         [new.supersede_hash for new in batch],
         column(name for name, new in zip(ids, batch, strict=True) for _ in new.recipient_hashes),
         [digest for new in batch for digest in new.recipient_hashes],
+        column(name for name, new in zip(ids, batch, strict=True) for _ in new.named_hashes),
+        [digest for new in batch for digest in new.named_hashes],
     ]
 
 
 def sealed_recipients(delivery_id: UUID, recipients: Sequence[str], keys: PayloadKeys) -> str:
     """Return addresses as they are stored, one a line."""
     return "\n".join(keys.seal_text(delivery_id, Content.RECIPIENT, address) for address in recipients)
+
+
+def sealed_sender(delivery_id: UUID, sender: str, keys: PayloadKeys) -> str:
+    """Return a sender as it is stored; the null reverse-path stays empty."""
+    return sender and keys.seal_text(delivery_id, Content.SENDER, sender)
 
 
 def _born(new: NewDelivery, states: str | None) -> UUID | Suppressed:

@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 
 from mailkeep.core.ids import FIRST_ID
-from mailkeep.store.postgres import Store, sealed_recipients
+from mailkeep.store.postgres import Store, sealed_recipients, sealed_sender
 from mailkeep.store.sealing import Content, SealedError
 
 BATCH: Final = 500
@@ -90,19 +90,21 @@ class Rekey:
             after = rows[-1]["delivery_id"]
             renewed = [new for row in rows if (new := self._renewed(row)) is not None]
             unopened += len(rows) - len(renewed)
-            sealed += len(await self._store.fetch("rekey", *_columns(renewed, 6))) if renewed else 0
+            sealed += len(await self._store.fetch("rekey", *_columns(renewed, 7))) if renewed else 0
         return sealed, unopened
 
     def _renewed(self, row: asyncpg.Record) -> tuple[object, ...] | None:
         delivery_id, keys = row["delivery_id"], self._keys
         try:
+            sender = keys.open_text(delivery_id, Content.SENDER, row["sender"])
             opened = [keys.open_text(delivery_id, Content.RECIPIENT, text) for text in row["recipients"]]
             message = self._anew(delivery_id, Content.MESSAGE, row["message"])
             command = self._anew(delivery_id, Content.COMMAND, row["command"])
         except SealedError:
             return None
         recipients = sealed_recipients(delivery_id, opened, keys)
-        return delivery_id, recipients, message, command, row["message"], row["command"]
+        sender = sealed_sender(delivery_id, sender, keys)
+        return delivery_id, recipients, message, command, row["message"], row["command"], sender
 
     async def _raw(self, name: bytes) -> tuple[int, int]:
         sealed, unopened, after = 0, 0, FIRST_ID

@@ -2,7 +2,7 @@
 -- migrate`), after each `mailkeep migrate` of a new version: it may run any number of times.
 --
 --   mailkeep_service   for `mailkeep serve` and its commands: reads and writes rows, changes no table
---   mailkeep_reader    for people who look: the queue, its history and accounts; no content, no keys, no changes
+--   mailkeep_reader    for people who look: the queue, its history and accounts, who holds keys; no content, no secrets, no changes
 --   mailkeep_producer  for programs that call mail.enqueue in their own transactions: that one function
 --
 -- None of them can log in. Grant one to a login of yours: GRANT mailkeep_service TO "your_service";
@@ -43,6 +43,9 @@ GRANT SELECT ON
     mail.schema_migrations, mail.deployment, mail.deliveries, mail.recipients, mail.attempts, mail.dead_letters,
     mail.replicas, mail.operator_changes, mail.suppressions, mail.payload_keys, mail.erasures, mail.events, mail.webhooks,
     mail.webhook_retries
+    TO mailkeep_reader;
+GRANT SELECT ON mail.bounces_owed TO mailkeep_reader;
+GRANT SELECT (id, name, senders, actor, created_at, expires_at, last_used_at, revoked_at, revoked_by) ON mail.api_keys
     TO mailkeep_reader;
 GRANT SELECT (delivery_id, recipients) ON mail.payloads TO mailkeep_reader;
 GRANT SELECT (source, key, delivery_id, first_status, reserved_at) ON mail.idempotency_keys TO mailkeep_reader;

@@ -1,7 +1,7 @@
 """Payloads at rest, sealed: AES-256-GCM under named keys of which the newest seals and every one opens.
 
-What is sealed is what a person would not want read: message, command, the recipients' addresses, the raw fields of malformed
-commands. Each delivery has a key of its own, derived from the named one (keyed BLAKE2b over its id), so that neither a
+What is sealed is what a person would not want read: message, command, the addresses of sender and recipients, the raw fields of
+malformed commands. Each delivery has a key of its own, derived from the named one (keyed BLAKE2b over its id), so that neither a
 nonce drawn twice nor a row put in another's place goes unnoticed; the id and the kind of content are authenticated as well.
 A sealed value names its key. What is not sealed opens as itself: rows from before there were keys stay readable, and
 without keys nothing is sealed.
@@ -42,6 +42,7 @@ class Content(StrEnum):
     MESSAGE = "message"
     COMMAND = "command"
     RECIPIENT = "recipient"
+    SENDER = "sender"
     RAW = "raw"
 
 

@@ -143,6 +143,23 @@ WEBHOOK_EVENTS: Final = Metric(
     "on any increase of given_up; when failed rises and told does not",
 )
 
+WEBHOOK_BEHIND: Final = Metric(
+    "mail.webhook.behind_ms",
+    "gauge",
+    "ms",
+    "How long the oldest event that a webhook is still to be told has waited; 0 when there is none, no value while it is disabled. "
+    "Each replica reports the same.",
+    ("webhook",),
+    "when it stays above 600,000: the receiver is away, or nobody posts",
+)
+WEBHOOK_WAITING: Final = Metric(
+    "mail.webhook.waiting",
+    "gauge",
+    "{event}",
+    "Events that a webhook is still to be told, counted up to 10,000 ahead of it and again among those that failed before.",
+    ("webhook",),
+)
+
 METRICS: Final = (
     DEPTH,
     OLDEST_AGE,
@@ -160,6 +177,8 @@ METRICS: Final = (
     LOCALE_FALLBACK,
     TAKEOVERS,
     WEBHOOK_EVENTS,
+    WEBHOOK_BEHIND,
+    WEBHOOK_WAITING,
 )
 DURATION_BOUNDS_MS: Final = (
     1,

@@ -74,12 +74,13 @@ LOG_EVENTS: Final = (
     LogEvent(
         "internal_http",
         "certificate renewed",
-        "The listener's certificate changed in its file; new connections see the new one.",
+        "The listener's certificate changed in its file; new connections see the new one. Of `POST /send` the logger is `send_http`, of the "
+        "console `console`.",
     ),
     LogEvent(
         "internal_http",
         "the renewed certificate can't be used",
-        "MAIL_INTERNAL_HTTP_TLS_CERT and its key changed and do not fit; the old ones stay in use until the next restart.",
+        "The listener's certificate and its key changed and do not fit; the old ones stay in use until the next restart.",
         alert="always: soon the old one expires",
     ),
     LogEvent(

@@ -100,8 +100,12 @@ WITH asked AS (
     DELETE FROM mail.payloads p USING superseded s WHERE p.delivery_id = s.id AND s.sensitive
 -- superseding: end
 ), addressed AS (
-    INSERT INTO mail.recipients (address_hash, delivery_id)
-    SELECT address_hash, id FROM recipient JOIN reserved USING (id)
+    -- Whom its content names beside them are not looked up on any list.
+    INSERT INTO mail.recipients (address_hash, delivery_id, addressed)
+    SELECT address_hash, id, true FROM recipient JOIN reserved USING (id)
+    UNION ALL
+    SELECT address_hash, id, false
+    FROM unnest(string_to_array($29, E'\x1f')::uuid[], $30::bytea[]) AS named(id, address_hash) JOIN reserved USING (id)
     ON CONFLICT DO NOTHING
 ), kept AS (
     -- A sensitive delivery that ends at birth leaves nothing at rest.

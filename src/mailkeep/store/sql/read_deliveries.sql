@@ -9,7 +9,7 @@ WITH candidate AS MATERIALIZED (
      ORDER BY id DESC LIMIT $5::int)
     UNION ALL
     (SELECT delivery_id FROM mail.recipients
-     WHERE $1 = 'recipient' AND address_hash = $4::bytea AND delivery_id >= $2 AND delivery_id < $3
+     WHERE $1 = 'recipient' AND address_hash = $4::bytea AND addressed AND delivery_id >= $2 AND delivery_id < $3
      ORDER BY delivery_id DESC LIMIT $5)
     UNION ALL
     (SELECT id FROM (SELECT id FROM mail.deliveries WHERE $1 = 'waiting' AND status IN ('queued', 'rendered') OFFSET 0) AS live

@@ -13,6 +13,6 @@ WITH candidate AS (
     FROM (SELECT delivery_id, sum(size_bytes) OVER (ORDER BY delivery_id) - size_bytes AS before FROM candidate) summed
     WHERE before < $4::bigint
 )
-SELECT p.delivery_id, p.recipients, p.message, p.command
+SELECT p.delivery_id, p.sender, p.recipients, p.message, p.command
 FROM fitting f JOIN mail.payloads p USING (delivery_id)
 ORDER BY p.delivery_id
