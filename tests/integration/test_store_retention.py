@@ -264,3 +264,19 @@ async def test_a_partition_is_made_once(store):
         store, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'mail.deliveries'::regclass"
     )
     assert found[0][0] == PARTITION_DAYS_BEHIND + 1 + PARTITION_DAYS_AHEAD
+
+
+async def test_a_long_day_is_swept_in_short_statements(store, monkeypatch):
+    """Whatever a statement may take at once, nothing that is old enough is left behind, and keys are looked through once a day."""
+    monkeypatch.setattr("mailkeep.store.retention.DELETE_BATCH", 2)
+    monkeypatch.setattr("mailkeep.store.retention.KEY_BLOCKS", 1)
+    for number in range(5):
+        await _sent(store, idempotency_key=f"{number}".ljust(255, "k"))
+    living = await accepted(store)
+    await _on(store, 40)
+    swept = await retention(store).sweep()
+    assert (swept.payloads_deleted, swept.deliveries_deleted, swept.keys_deleted) == (0, 5, 5)
+    assert {row["id"] for row in await rows(store, "SELECT id FROM mail.deliveries")} == {living}
+    assert await store.fetch("read_key_blocks") == []
+    await _on(store, 1)
+    assert await store.fetch("read_key_blocks") != []
