@@ -4,10 +4,12 @@ import asyncio
 import shutil
 import signal
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from redis.exceptions import OutOfMemoryError
+from smtp_servers import free_port
 from stream_kit import GROUP, STREAM, Valkey, add, deliveries, drained, fields, malformed, pending, until
 
 from mailkeep.intake import redis_client, stream
@@ -233,3 +235,83 @@ async def test_a_server_without_memory_is_read_on(streaming, valkey, dsn):
     assert set(await deliveries(dsn)) == {"order-1", "order-3"}
     valkey.do("CONFIG", "SET", "maxmemory", "0")
     await works(valkey, dsn, 4)
+
+
+@pytest.fixture
+def node():
+    """Yield what starts a server that is a node of a cluster, without slots."""
+    with ExitStack() as stack:
+
+        def start():
+            folder = Path(tempfile.mkdtemp(prefix="mk-valkey-"))
+            stack.callback(shutil.rmtree, folder)
+            server = Valkey(folder, port=free_port())
+            server.bus_port = free_port()
+            stack.callback(server.stop)
+            options = ("--cluster-enabled", "yes", "--cluster-port", str(server.bus_port))
+            # One that gives its only slot back must not become a replica meanwhile.
+            return server.start(*options, "--cluster-allow-replica-migration", "no")
+
+        yield start
+
+
+async def is_up(server):
+    """Wait until a cluster serves; a node takes part two seconds after its start."""
+    await until(lambda: b"cluster_state:ok" in server.do("CLUSTER", "INFO"), "the cluster is up")
+
+
+def complaints(lines, kind):
+    """Return the complaints of one kind of error."""
+    return [line["error"] for line in said(lines, COMPLAINT) if line["error"].startswith(kind)]
+
+
+async def test_a_cluster_that_is_down_is_survived(serve, node, dsn, log_lines, monkeypatch):
+    """CLUSTERDOWN: a cluster that has the stream nowhere is complained of once and asked again."""
+    monkeypatch.setattr(stream, "RETRY_LAST_S", 0.5)
+    server = node()
+    await serve(MAIL_REDIS_MASTER_ADDR=str(server.socket))
+    await until(lambda: complaints(log_lines, "ClusterDownError"), "it is noticed")
+    await asyncio.to_thread(server.do, "CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+    await is_up(server)
+    await works(server, dsn, 1)
+    kinds = complaints(log_lines, "")
+    assert len(kinds) == len(set(kinds)) <= 2  # the slot is not served; the cluster is down
+    assert len(said(log_lines, RELIEF)) == 1
+
+
+async def test_a_stream_that_moves_to_another_node_is_said_and_waited_for(
+    serve, node, dsn, log_lines, monkeypatch
+):
+    """ASK and MOVED: who has the stream now is said once, with the setting that names it; back again, it is read on."""
+    monkeypatch.setattr(stream, "RETRY_LAST_S", 0.5)
+    own, other = node(), node()
+    own.do("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+    own.do("CLUSTER", "MEET", "127.0.0.1", other.port, other.bus_port)
+    await is_up(own)
+    await until(lambda: b"cluster_slots_ok:16384" in other.do("CLUSTER", "INFO"), "they have met")
+    await serve(MAIL_REDIS_MASTER_ADDR=str(own.socket))
+    await works(own, dsn, 1)
+    await asyncio.to_thread(reshard, own, other)
+    moved = f"the cluster has the stream at 127.0.0.1:{other.port}"
+    await until(lambda: complaints(log_lines, f"MovedError: {moved}"), "the move is noticed")
+    add(other, fields(2))
+    await asyncio.sleep(2)
+    kinds = complaints(log_lines, "")
+    assert len(kinds) == len(set(kinds))
+    assert all("MAIL_REDIS_MASTER_ADDR" in kind for kind in complaints(log_lines, "MovedError"))
+    assert said(log_lines, RELIEF) == []
+    await asyncio.to_thread(reshard, other, own)
+    await works(own, dsn, 3)
+    assert set(await deliveries(dsn)) == {"order-1", "order-2", "order-3"}
+    assert len(said(log_lines, RELIEF)) == 1
+
+
+def reshard(giver, taker):
+    """Move the stream as a cluster's own tools do, its group included."""
+    slot = giver.do("CLUSTER", "KEYSLOT", STREAM)
+    giver_id, taker_id = (server.do("CLUSTER", "MYID").decode() for server in (giver, taker))
+    taker.do("CLUSTER", "SETSLOT", slot, "IMPORTING", giver_id)
+    giver.do("CLUSTER", "SETSLOT", slot, "MIGRATING", taker_id)
+    giver.do("MIGRATE", "127.0.0.1", taker.port, STREAM, 0, 5000)
+    for server in (taker, giver):
+        server.do("CLUSTER", "SETSLOT", slot, "NODE", taker_id)

@@ -195,7 +195,7 @@ class CommandConsumer:
             self._log.info("stream is read again")
 
     def _complain(self, fault: BaseException) -> None:
-        kind = f"{type(fault).__name__}: {str(fault)[:200]}"
+        kind = f"{type(fault).__name__}: {_words(fault)[:200]}"
         if kind != self._complained:
             self._complained = kind
             self._log.warning("stream can't be read; trying again", error=kind)
@@ -212,6 +212,16 @@ class CommandConsumer:
 
 def _as_it_is(response: Any, **_options: Any) -> Any:  # noqa: ANN401 - the client's answers are untyped
     return response
+
+
+def _words(fault: BaseException) -> str:
+    if isinstance(
+        fault, redis.exceptions.AskError
+    ):  # MOVED is one of them; its own words are a number and an address
+        return (
+            f"the cluster has the stream at {fault.host}:{fault.port}, which MAIL_REDIS_MASTER_ADDR must name"
+        )
+    return str(fault)
 
 
 async def _pause(wait_s: float) -> None:
