@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -34,28 +34,58 @@ def _free_bytes(folder):
     return shutil.disk_usage(folder).free
 
 
-def run_apart(coroutine):
-    """Run `coroutine` on a loop of another thread, so that sync fixtures leave the test's own loop alone."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()
+@pytest.hookimpl(trylast=True)  # after the order was shuffled
+def pytest_collection_modifyitems(items):
+    """Let every worker begin with its part of what takes long, so that the run does not end with one of those alone."""
+    first = [item for item in items if item.get_closest_marker("long")]
+    first += [item for item in items if item.path.parent.name == "acceptance" and item not in set(first)]
+    rest = [item for item in items if item not in set(first)]
+    count, ordered = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), []
+    for number in range(count):
+        # As `--dist worksteal` splits them.
+        size = (len(items) - len(ordered)) // (count - number)
+        own = first[number::count]
+        ordered += own + rest[: size - len(own)]
+        del rest[: size - len(own)]
+    items[:] = ordered
 
 
-def with_database(dsn, name):
-    """Return `dsn` with another database."""
-    return urlsplit(dsn)._replace(path=f"/{name}").geturl()
+class Maintenance:
+    """A connection that stays, to the maintenance database of a cluster: it makes and drops others.
 
+    It has a loop in a thread of its own, so that sync fixtures leave the test's own loop alone.
+    """
 
-async def _execute(dsn, statement):
-    connection = await asyncpg.connect(dsn)
-    try:
-        return await connection.fetchval(statement)
-    finally:
-        await connection.close()
+    def __init__(self, dsn):
+        self.dsn = dsn
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._connection = self.run(asyncpg.connect(dsn))
+
+    def run(self, coroutine):
+        """Run `coroutine` on the loop and return its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def value(self, statement):
+        """Run one statement and return its value."""
+        return self.run(self._connection.fetchval(statement))
+
+    def with_database(self, name):
+        """Return the DSN of another database."""
+        return urlsplit(self.dsn)._replace(path=f"/{name}").geturl()
+
+    def close(self):
+        """Close the connection and end the loop."""
+        self.run(self._connection.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 async def _migrate(dsn):
-    store = await Store.open(dsn, pool_size=1)
-    await store.close()
+    opened = await Store.open(dsn, pool_size=1)
+    await opened.close()
 
 
 @pytest.fixture(scope="session")
@@ -74,28 +104,30 @@ def cluster():
 
 
 @pytest.fixture(scope="session")
-def template_database(cluster):
-    """Make a migrated database that each test's own is copied from."""
-    run_apart(_execute(cluster, f"CREATE DATABASE {TEMPLATE}"))
-    run_apart(_migrate(with_database(cluster, TEMPLATE)))
-    return cluster
+def maintenance(cluster):
+    """Keep a connection to the maintenance database."""
+    opened = Maintenance(cluster)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")
-def copying(cluster):
-    """The clause that copies a template's files; PostgreSQL 14 knows no other way, and no name for it."""
-    version = run_apart(_execute(cluster, "SHOW server_version_num"))
-    return "STRATEGY FILE_COPY" if int(version) >= 150_000 else ""
+def copy_of_template(maintenance):
+    """Make a migrated database that each test's own is copied from; yields the clause that does it."""
+    maintenance.value(f"CREATE DATABASE {TEMPLATE}")
+    maintenance.run(_migrate(maintenance.with_database(TEMPLATE)))
+    # To copy its files is quickest; PostgreSQL 14 knows no other way, and no name for it.
+    is_named = int(maintenance.value("SHOW server_version_num")) >= 150_000
+    return f"TEMPLATE {TEMPLATE} {'STRATEGY FILE_COPY' if is_named else ''}"
 
 
 @pytest.fixture
-def dsn(template_database, copying):
+def dsn(maintenance, copy_of_template):
     """Yield the DSN of a migrated, empty database."""
     name = f"test_{uuid4().hex[:12]}"
-    create = f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} {copying}"
-    run_apart(_execute(template_database, create))
-    yield with_database(template_database, name)
-    run_apart(_execute(template_database, f"DROP DATABASE {name} WITH (FORCE)"))
+    maintenance.value(f"CREATE DATABASE {name} {copy_of_template}")
+    yield maintenance.with_database(name)
+    maintenance.value(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -47,12 +47,14 @@ from mailkeep.sinkhole.report import Exchange
 from mailkeep.sinkhole.script import Mode, parse_mode
 from mailkeep.sinkhole.server import Sinkhole
 from mailkeep.store.embedded import EmbeddedError, EmbeddedPostgres, start_postgres
+from nursery import Child, nursery
 
 SMOKE: Final = f"{DELIVERIES}/00000000-0000-0000-0000-000000000000"
 
 PATIENCE_S: Final = 90.0
 """For anything that happens by itself: generous, since the machine may be slow and busy; idle, it is a second or two."""
 LOOK_S: Final = 0.02
+"""Between two looks at other processes, which tell of nothing: short against the 200 ms of the quickest heartbeat."""
 REQUEST_TIMEOUT_S: Final = 30.0
 SENDER: Final = "mail@acceptance.example.org"
 
@@ -63,6 +65,10 @@ QUICK: Final = {
     "MAIL_RETRY_LADDER_TRANSACTIONAL": "200ms, 500ms, 1s, 1s, 1s, 1s, 1s, 1s",
 }
 """Settings that make takeovers and retries quick. A replica that stalls for a second is lost, and says so."""
+
+
+AT_START: Final = frozenset({"LD_PRELOAD", "PYTHONPATH", "--processes"})
+"""Variables that are read when a process begins, and the option with which it begins others like itself."""
 
 
 def until(condition: Callable[[], Any], what: str, within_s: float = PATIENCE_S) -> Any:
@@ -275,20 +281,29 @@ def migrate(database: Database) -> None:
 
 
 class Process:
-    """A `mailkeep` process of this test; its output goes to a file, one for each life."""
+    """A `mailkeep` process of this test; its output goes to a file, one for each life.
+
+    It comes from the nursery, or, where what a start from nothing does is part of the test, by the command line.
+    """
+
+    by_command = False
 
     def __init__(self, folder: Path, name: str, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
         self.arguments, self.environ = list(arguments), dict(environ)
         self._folder, self._name, self._lives = folder, name, 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Child | None = None
 
     def spawn(self, **environ: str) -> None:
         """Start it, with `environ` in this life only."""
         self._lives += 1
+        environ = own_environment(**self.environ, **environ)
+        if not (self.by_command or AT_START & self.environ.keys() or AT_START & set(self.arguments)):
+            self._process = nursery().bear(self.arguments, environ, self.log_file)
+            return
         with self.log_file.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mailkeep", *self.arguments],
-                env=own_environment(**self.environ, **environ),
+                env=environ,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

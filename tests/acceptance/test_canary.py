@@ -27,6 +27,7 @@ from test_telemetry import Receiver, exporting
 from dumps import dump_of_all, dump_of_tables, found_in
 from mailkeep.drill.producer import template
 from mailkeep.store.sealing import new_key
+from nursery import ran
 
 CODE = "73190264"
 AUTH = "canary-auth"
@@ -63,13 +64,8 @@ def dump_of(database, *tables):
 
 def cli(service, *arguments):
     """Run a command in the environment of a service and return all it says."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mailkeep", *arguments],
-        env=own_environment(**service.environ),
-        capture_output=True,
-        check=False,
-    )
-    return done.stdout + done.stderr
+    done = ran(arguments, own_environment(**service.environ))
+    return done.output + done.errors
 
 
 def marked_mails():
@@ -90,6 +86,7 @@ def marked_mails():
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.long
 def test_no_canary_is_said_or_kept(deployment, receiver, tmp_path, log_format):
     """With sealed payloads nothing marked is in any output, nor in the dump but on the suppression list; erased, nowhere."""
     keys = tmp_path / "keys"
@@ -170,7 +167,9 @@ def test_no_canary_is_said_or_kept(deployment, receiver, tmp_path, log_format):
 
 
 class Fixed(Service):
-    """A service whose port is known without its lines, which may be for people."""
+    """A service whose port is known without its lines, which may be for people; its arguments are its own."""
+
+    by_command = True
 
     @property
     def port(self):

@@ -34,6 +34,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.long
 def test_a_sound_build_accounts_for_every_mail(tmp_path):
     """A short run of a fixed seed: every kind of fault strikes, every step holds, and the ledger says so in figures."""
     junit = tmp_path / "chaos.xml"
@@ -66,6 +67,7 @@ def test_a_sound_build_accounts_for_every_mail(tmp_path):
         ("lost_reply_is_failure", LOST_REPLIES, "copies explained"),
     ],
 )
+@pytest.mark.long
 def test_a_broken_build_is_found_out(folder, build, strikes, step):
     """Each breakage fails the step that is there for it."""
     plan = Plan(seed=0, duration_s=7.0, replica_count=2, mails_per_s=20.0, ttl_s=1.5, patience_s=PATIENCE_S)
@@ -80,6 +82,7 @@ def test_a_broken_build_is_found_out(folder, build, strikes, step):
     assert not run.report.held
 
 
+@pytest.mark.long
 def test_an_interrupted_run_is_drained_and_judged():
     """Ctrl-C ends the faults; the mail that was accepted until then is accounted for, and nothing is left running."""
     with running() as process:

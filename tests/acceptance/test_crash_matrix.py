@@ -33,6 +33,7 @@ def ground():
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_a_subset_of_the_matrix(ground):
     """Whatever of the service breaks, and where: nothing is lost, nothing doubled but where SMTP leaves it open."""
     matrix = Matrix(ground)

@@ -52,6 +52,7 @@ def folder():
     shutil.rmtree(made)
 
 
+@pytest.mark.long
 def test_the_demo_runs_again_and_after_a_kill(folder):
     """Every example ends as expected: the first time, with data that is there, and after a kill in the middle."""
     code, said = ended(demo(folder))

@@ -172,6 +172,7 @@ def lock_for(database: Database, seconds: float) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a disk of its own needs root to mount it")
+@pytest.mark.long
 def test_a_full_disk_loses_nothing(deployment: Deployment):
     """Data and log have no room: what can't be stored is refused; with room again everything goes on, at most after a restart of PostgreSQL."""
     cluster = Cluster()

@@ -37,6 +37,7 @@ def before(tmp_path: Path) -> dict[str, str]:
     return environ
 
 
+@pytest.mark.long
 def test_an_upgrade_and_its_undoing_lose_nothing(
     deployment: Deployment, postgres: Cluster, before: dict[str, str]
 ):
@@ -67,6 +68,7 @@ def test_an_upgrade_and_its_undoing_lose_nothing(
 
 def killed_with_mail(doomed, survivor, sink: SinkThread, deployment: Deployment) -> list[Submission]:
     """Kill one with mail in its hands; return the mail, which the other has sent."""
+    deployment.database.drain()  # a dialog of the other that stalls now would do so for ten minutes
     sink.mode("stall@dot")
     submissions = mails(4)
     submit_all(doomed, submissions)

@@ -19,6 +19,7 @@ from mailkeep.store.embedded_process import own_identity, running
 PATIENCE_S = 60.0
 """For anything that happens by itself: generous, since the machine may be slow and busy; idle, it is a second or two."""
 LOOK_S = 0.05
+"""Between two looks at what another process does, which tells of nothing: a connection each, so not as often as can be."""
 
 
 class Valkey:

@@ -3,11 +3,12 @@
 import asyncio
 import json
 import os
-import sys
 from uuid import UUID
 
 import pytest
 from http_kit import DELIVERIES
+
+from nursery import ran
 
 DEFERRED = "450 4.3.2 Not now, <ann@example.org>"
 REFUSED = "550 5.1.1 No such user"
@@ -31,17 +32,8 @@ class Ran:
 async def run(environ, *arguments):
     """Run `mailkeep` with `environ` as its whole configuration."""
     bare = {name: value for name, value in os.environ.items() if not name.startswith("MAIL_")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        "from mailkeep.cli import main; main()",
-        *map(str, arguments),
-        env=bare | environ,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await process.communicate()
-    return Ran(process.returncode, output.decode(), errors.decode())
+    code, output, errors = await asyncio.to_thread(ran, [*map(str, arguments)], bare | environ)
+    return Ran(code, output.decode(), errors.decode())
 
 
 @pytest.fixture

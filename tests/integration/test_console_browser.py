@@ -67,6 +67,7 @@ async def opened(browser, served, **options):
     return page, complaints
 
 
+@pytest.mark.long
 async def test_every_page_loads_without_a_complaint(browser, console):
     """No page violates its own policy, fails a script or asks another server; on a phone none is wider than the screen."""
     delivery_id = await scheduled(console, payload={"subject": "x" * 200})

@@ -266,6 +266,7 @@ async def test_every_command_example_is_taken_by_sql_and_http(served, dsn):
 
 
 @pytest.mark.timeout(RUN_S + 30)
+@pytest.mark.long
 async def test_schemathesis_finds_nothing(serve, tmp_path, record_property):
     """What fits the document is taken, what does not is refused, and every answer is a documented one."""
     served = await serve(MAIL_INTERNAL_HTTP_TOKENS=TOKEN)

@@ -45,6 +45,7 @@ async def test_every_example_is_answered_as_documented(sends, dsn):
 
 
 @pytest.mark.timeout(RUN_S + 30)
+@pytest.mark.long
 async def test_schemathesis_finds_nothing(sends, dsn, tmp_path):
     """What fits the document is taken or, for its sender, forbidden; what does not is refused; no answer is undocumented."""
     token = (await new_key(dsn, "@example.org", "@mail.example.com")).token

@@ -402,6 +402,7 @@ async def test_a_service_tells_what_becomes_of_its_mail(serve, receiver, file, d
     assert "ann" not in body.decode()
 
 
+@pytest.mark.long
 async def test_an_operator_tests_lists_retries_and_enables(store, dsn, receiver, file):
     """Each command says what it did; what is wrong is one clear line without the secret part of the URL."""
     environ = {"MAIL_POSTGRES_DSN": dsn, "MAIL_WEBHOOKS_FILE": str(file)}

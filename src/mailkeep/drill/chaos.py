@@ -24,10 +24,10 @@ import msgspec
 from mailkeep.drill.judgement import ENDS, QUESTIONS, Figures, Life, Span, figures, judged
 from mailkeep.drill.ledger import Broken, Copy, Ledger
 from mailkeep.drill.local import LocalDeployment
-from mailkeep.drill.queue_persistence import DrillError
 from mailkeep.drill.replica_api import ReplicaError
-from mailkeep.drill.report import FAILED, HELD, SKIPPED, Report, Step, Tell
+from mailkeep.drill.report import Report, Tell
 from mailkeep.drill.steady_load import SteadyLoad
+from mailkeep.drill.steps import SECOND_LOOK_S, DrillError, Steps
 from mailkeep.drill.strikes import Strike, StrikeKind, schedule
 from mailkeep.drill.witness import read_ledger, watch
 from mailkeep.intake.stream import STREAM
@@ -42,12 +42,12 @@ RUNGS: Final = 40
 HEARTBEATS_A_TTL: Final = 5
 """As the defaults have it: 2 s to 10 s."""
 LOOK_S: Final = 0.05
+"""Between two rounds of looking after replicas and schedule: a strike is late by no more than that, a fortieth of the shortest TTL in use."""
 PROBE_S: Final = 0.2
+"""Between two questions of the same thing (does a replica listen, has the mail ended), each of which costs a connection."""
 RESPAWN_S: Final = 1.0
 """Before a replica that ended by itself is started again: PostgreSQL or Redis is away."""
 FLUSH_EVERY_S: Final = 3.0
-SECOND_LOOK_S: Final = 2.0
-"""How long late copies are waited for once everything has ended."""
 QUERY_S: Final = 10.0
 MAX_SHOWN: Final = 5
 """Broken rules in one line of the report."""
@@ -154,7 +154,7 @@ class Chaos:
                 kinds=plan.kinds,
             )
         )
-        self._deployment, self._plan, self._tell, self._watcher = deployment, plan, tell, watcher
+        self._deployment, self._plan, self._watcher = deployment, plan, watcher
         self._places = [_Place(index) for index in range(plan.replica_count)]
         self._load = SteadyLoad(deployment.ports, deployment.redis_socket, plan.mails_per_s)
         self._mode, self._mode_until_s = CALM_MODE, float("inf")
@@ -166,43 +166,29 @@ class Chaos:
         self._restarts = ThreadPoolExecutor(1)
         self._restarting: Future[None] | None = None
         self._is_interrupted = False
-        self._steps: list[Step] = []
+        self._steps = Steps(tell)
         self._began_s = 0.0
 
     def run(self) -> Run:
         """Run it all and return what came of it."""
         found: Figures | None = None
         try:
-            if self._take(STEPS[0], self._begin) and self._take(STEPS[1], self._strike_all):
-                self._take(STEPS[2], self._drain)
-                self._take(STEPS[3], self._see_whether_all_stayed)
+            if self._steps.take(STEPS[0], self._begin) and self._steps.take(STEPS[1], self._strike_all):
+                self._steps.take(STEPS[2], self._drain)
+                self._steps.take(STEPS[3], self._see_whether_all_stayed)
                 found = self._judge()
         finally:
             self._load.abandon()
             self._restarts.shutdown()
-        for name in STEPS[len(self._steps) :]:
-            self._note(Step(name, SKIPPED, "", 0.0))
+        self._steps.skip(STEPS[len(self._steps.taken) :])
         return Run(
-            Report(NAME, tuple(self._steps)),
+            Report(NAME, self._steps.taken),
             self._plan,
             dict(self._struck),
             self._is_interrupted,
             found,
             self._conditions(),
         )
-
-    def _take(self, name: str, step: Callable[[], str]) -> bool:
-        began_s = time.monotonic()
-        try:
-            seen, result = step(), HELD
-        except (DrillError, ReplicaError) as fault:
-            seen, result = str(fault), FAILED
-        self._note(Step(name, result, seen, round(time.monotonic() - began_s, 3)))
-        return result == HELD
-
-    def _note(self, step: Step) -> None:
-        self._steps.append(step)
-        self._tell(step)
 
     # -- the run -----------------------------------------------------------------------------------------------
 
@@ -367,7 +353,7 @@ class Chaos:
         ledger, lives = self._read()
         broken = judged(ledger)
         for question, rules in QUESTIONS.items():
-            self._take(question, partial(_answer, broken, rules))
+            self._steps.take(question, partial(_answer, broken, rules))
         return figures(ledger, broken, lives, losses=self._losses, stops=self._stops, outages=self._outages)
 
     def _read(self) -> tuple[Ledger, list[Life]]:

@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import Final
 
-from mailkeep.drill.queue_persistence import DrillError
 from mailkeep.drill.replica_api import ReplicaApi
+from mailkeep.drill.steps import DrillError
 
 COMMAND_S: Final = 120.0
 SHOWN_CHARS: Final = 300

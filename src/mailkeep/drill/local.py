@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from mailkeep.drill.queue_persistence import DrillError
 from mailkeep.drill.replica_api import ReplicaApi
+from mailkeep.drill.steps import DrillError
 from mailkeep.sinkhole.capture import CaptureLine, read_capture_file
 from mailkeep.sinkhole.mode_source import write_mode_file
 from mailkeep.sinkhole.script import parse_mode
@@ -35,6 +35,7 @@ STOP_S: Final = 20.0
 RESTART_S: Final = 60.0
 """Crash recovery included; the processes of a killed PostgreSQL hold its memory for a moment longer."""
 RESTART_LOOK_S: Final = 0.1
+"""Between two tries to start it over what its own processes still hold; they leave by themselves and nothing tells of it."""
 SERVE: Final = (sys.executable, "-m", "mailkeep", "serve")
 LOGGED_CHARS: Final = 2000
 

@@ -12,7 +12,8 @@ from typing import Any, Final, Protocol
 from uuid import uuid4
 
 from mailkeep.drill.replica_api import ReplicaApi, ReplicaError
-from mailkeep.drill.report import FAILED, HELD, SKIPPED, Report, Step, Tell
+from mailkeep.drill.report import Report, Tell
+from mailkeep.drill.steps import SECOND_LOOK_S, DrillError, Steps
 
 NAME: Final = "queue-persistence"
 STEPS: Final = (
@@ -29,8 +30,7 @@ STEPS: Final = (
     "sinkhole parked again",
 )
 LOOK_S: Final = 0.2
-SECOND_LOOK_S: Final = 2.0
-"""How long a second copy is waited for once the first is there."""
+"""Between two questions to a replica over HTTP: a person who watches sees each step at once, and a busy replica is not pestered."""
 
 
 class Deployment(Protocol):
@@ -53,10 +53,6 @@ class Deployment(Protocol):
         """Return how many messages the sinkhole took for `recipient`; None where it can't be asked."""
 
 
-class DrillError(Exception):
-    """A step does not hold; the message says what was seen instead."""
-
-
 class QueuePersistence:
     """One run. `patience_s` bounds each wait; `domain` is one that is routed to the sinkhole."""
 
@@ -64,10 +60,9 @@ class QueuePersistence:
         self, deployment: Deployment, tell: Tell, *, patience_s: float = 60.0, domain: str = "sinkhole.test"
     ) -> None:
         self._deployment = deployment
-        self._tell = tell
         self._patience_s = patience_s
         self._recipient = f"drill-{uuid4().hex[:12]}@{domain}"
-        self._steps: list[Step] = []
+        self._steps = Steps(tell)
         self._delivery_id = ""
         self._victim = (
             len(deployment.replicas) - 1
@@ -78,13 +73,12 @@ class QueuePersistence:
         """Run all steps and return what came of them; the sinkhole is parked again whatever happens."""
         try:
             for name, step in zip(STEPS, self._ways(), strict=False):
-                if not self._take(name, step):
+                if not self._steps.take(name, step):
                     break
         finally:
-            for name in STEPS[len(self._steps) : -1]:
-                self._note(Step(name, SKIPPED, "", 0.0))
-            self._take(STEPS[-1], self._park)
-        return Report(NAME, tuple(self._steps))
+            self._steps.skip(STEPS[len(self._steps.taken) : -1])
+            self._steps.take(STEPS[-1], self._park)
+        return Report(NAME, self._steps.taken)
 
     def _ways(self) -> tuple[Callable[[], str], ...]:
         return (
@@ -99,19 +93,6 @@ class QueuePersistence:
             self._see_delivered_once,
             self._see_empty,
         )
-
-    def _take(self, name: str, step: Callable[[], str]) -> bool:
-        began_s = time.monotonic()
-        try:
-            seen, result = step(), HELD
-        except (DrillError, ReplicaError) as fault:
-            seen, result = str(fault), FAILED
-        self._note(Step(name, result, seen, round(time.monotonic() - began_s, 3)))
-        return result == HELD
-
-    def _note(self, step: Step) -> None:
-        self._steps.append(step)
-        self._tell(step)
 
     # -- the steps ---------------------------------------------------------------------------------------------
 
