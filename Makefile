@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := server,embedded,aws,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test patroni check crash-matrix format docs screenshots bench bench-full bench-docs constraints sbom audit clean
+.PHONY: help setup run demo test patroni check lint types crash-matrix format docs screenshots bench bench-full bench-docs constraints sbom audit clean
 
 help: ## Show this
 	@echo "Mailkeep: durable outbound mail. Begin with: make demo"
@@ -27,13 +27,16 @@ test: $(BIN)/.ready ## Run the tests
 patroni: $(BIN)/.ready ## Fail over under load: PostgreSQL, Patroni, etcd and HAProxy of Debian
 	MAILKEEP_TEST_FAILOVER=1 $(BIN)/pytest -s tests/acceptance/test_patroni.py
 
-check: $(BIN)/.ready ## Run what CI runs: format, lint, layers, types, bill of materials, tests
+check: lint ## Run what CI runs: format, lint, layers, types, bill of materials, tests
+	@$(MAKE) -j3 --no-print-directory types sbom test
+
+lint: $(BIN)/.ready
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/lint-imports
+
+types: $(BIN)/.ready
 	$(BIN)/mypy
-	$(MAKE) sbom
-	$(MAKE) test
 
 crash-matrix: $(BIN)/.ready ## Break every step of a mail in four ways, and write docs/reference/crash-matrix.md
 	$(BIN)/python tests/acceptance/crash_matrix.py --out docs/reference/crash-matrix.md

@@ -34,20 +34,25 @@ def _free_bytes(folder):
     return shutil.disk_usage(folder).free
 
 
+def _rank(item):
+    return 0 if item.get_closest_marker("long") else 1 if item.path.parent.name == "acceptance" else 2
+
+
 @pytest.hookimpl(trylast=True)  # after the order was shuffled
 def pytest_collection_modifyitems(items):
     """Let every worker begin with its part of what takes long, so that the run does not end with one of those alone."""
-    first = [item for item in items if item.get_closest_marker("long")]
-    first += [item for item in items if item.path.parent.name == "acceptance" and item not in set(first)]
-    rest = [item for item in items if item not in set(first)]
-    count, ordered = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), []
+    ranks = {item: _rank(item) for item in items}
+    first = sorted((item for item in items if ranks[item] < 2), key=ranks.__getitem__)
+    rest = [item for item in items if ranks[item] == 2]
+    total, count = len(items), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items.clear()
     for number in range(count):
-        # As `--dist worksteal` splits them.
-        size = (len(items) - len(ordered)) // (count - number)
         own = first[number::count]
-        ordered += own + rest[: size - len(own)]
-        del rest[: size - len(own)]
-    items[:] = ordered
+        # As many for each as `--dist worksteal` gives it.
+        filling = (total - len(items)) // (count - number) - len(own)
+        items += own + rest[: max(filling, 0)]
+        del rest[: max(filling, 0)]
+    items += rest
 
 
 class Maintenance:

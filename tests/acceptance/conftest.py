@@ -5,11 +5,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from harness import Cluster, Database, Deployment, migrate
+from harness import TEMPLATE, Cluster, Deployment, make_template
 
 from mailkeep.store.embedded import start_redis
-
-TEMPLATE = "migrated"
 
 
 def pytest_collection_modifyitems(items):
@@ -21,14 +19,20 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def postgres():
-    """Run the session's PostgreSQL, with a migrated and watched database to copy from."""
+    """Run the session's PostgreSQL, with a template to copy from."""
     running = Cluster()
     running.start()
-    maintenance = running.database()
-    maintenance.fetch(f"CREATE DATABASE {TEMPLATE}")
-    template = Database(maintenance.dsn.replace(maintenance.name, TEMPLATE))
-    migrate(template)
-    template.watch()
+    make_template(running)
+    yield running
+    running.remove()
+
+
+@pytest.fixture(scope="module")
+def own_postgres():
+    """Run a PostgreSQL for one module, which may harm it, with a template to copy from."""
+    running = Cluster()
+    running.start()
+    make_template(running)
     yield running
     running.remove()
 

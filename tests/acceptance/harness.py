@@ -47,7 +47,7 @@ from mailkeep.sinkhole.report import Exchange
 from mailkeep.sinkhole.script import Mode, parse_mode
 from mailkeep.sinkhole.server import Sinkhole
 from mailkeep.store.embedded import EmbeddedError, EmbeddedPostgres, start_postgres
-from nursery import Child, nursery
+from nursery import Child, nursery, ran
 
 SMOKE: Final = f"{DELIVERIES}/00000000-0000-0000-0000-000000000000"
 
@@ -57,6 +57,7 @@ LOOK_S: Final = 0.02
 """Between two looks at other processes, which tell of nothing: short against the 200 ms of the quickest heartbeat."""
 REQUEST_TIMEOUT_S: Final = 30.0
 SENDER: Final = "mail@acceptance.example.org"
+TEMPLATE: Final = "migrated"
 
 QUICK: Final = {
     "MAIL_REPLICA_HEARTBEAT": "200ms",
@@ -272,9 +273,16 @@ class Database:
 
 def migrate(database: Database) -> None:
     """Bring a database's schema up to date, as an operator does."""
-    command = [sys.executable, "-m", "mailkeep", "migrate"]
-    environ = own_environment(MAIL_POSTGRES_DSN=database.dsn)
-    subprocess.run(command, env=environ, check=True, capture_output=True)
+    done = ran(["migrate"], own_environment(MAIL_POSTGRES_DSN=database.dsn))
+    assert done.code == 0, done.errors
+
+
+def make_template(cluster: Cluster) -> None:
+    """Make the migrated and watched database that `Cluster.database` copies."""
+    cluster.maintenance.fetch(f"CREATE DATABASE {TEMPLATE}")
+    template = Database(urlsplit(cluster.maintenance.dsn)._replace(path=f"/{TEMPLATE}").geturl())
+    migrate(template)
+    template.watch()
 
 
 # -- processes -----------------------------------------------------------------------------------------------------

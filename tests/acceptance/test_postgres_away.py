@@ -2,16 +2,15 @@
 
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 from harness import (
+    TEMPLATE,
     Cluster,
     Database,
     Deployment,
     Load,
     mails,
-    migrate,
     rendered,
     submit_all,
     unanswered,
@@ -23,22 +22,10 @@ PATIENT = {"MAIL_REPLICA_HEARTBEAT": "500ms", "MAIL_REPLICA_TTL": "60s"}
 HASTY = {"MAIL_REPLICA_HEARTBEAT": "200ms", "MAIL_REPLICA_TTL": "1s", "MAIL_SHUTDOWN_TIMEOUT": "5s"}
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Run a PostgreSQL that may be harmed."""
-    own = Cluster()
-    own.start()
-    yield own
-    own.remove()
-
-
 @pytest.fixture
-def database(cluster: Cluster) -> Database:
-    """Make a migrated and watched database in it."""
-    made = cluster.database()
-    migrate(made)
-    made.watch()
-    return made
+def database(own_postgres: Cluster) -> Database:
+    """Make a database in a PostgreSQL of these tests' own."""
+    return own_postgres.database(TEMPLATE)
 
 
 def test_a_start_without_postgresql_ends_with_one_line(deployment: Deployment):
@@ -52,14 +39,14 @@ def test_a_start_without_postgresql_ends_with_one_line(deployment: Deployment):
     assert "secret" not in service.output
 
 
-def test_a_crash_of_postgresql_is_survived(deployment: Deployment, cluster: Cluster):
+def test_a_crash_of_postgresql_is_survived(deployment: Deployment, own_postgres: Cluster):
     """Killed in mid-stream: 503 with Retry-After meanwhile; attempts that ended are recorded later, nothing goes twice."""
     arrived = []
 
     def on_message() -> None:
         arrived.append(None)
         if len(arrived) == 30:
-            cluster.kill9()  # the message is taken; its reply is read when nothing can be recorded
+            own_postgres.kill9()  # the message is taken; its reply is read when nothing can be recorded
 
     sink = deployment.told_sink(on_message=on_message)
     service = deployment.service(sink.port, **PATIENT).start()
@@ -73,7 +60,7 @@ def test_a_crash_of_postgresql_is_survived(deployment: Deployment, cluster: Clus
     assert refused
     assert {answer and answer.status for answer in refused} == {503}
     assert all(answer and answer.retry_after for answer in refused)
-    cluster.start()
+    own_postgres.start()
     submit_all(service, submissions)
     deployment.database.drain()
     ledger = deployment.database.check(submissions, sink.copies)
@@ -82,28 +69,28 @@ def test_a_crash_of_postgresql_is_survived(deployment: Deployment, cluster: Clus
     assert len(ledger.copies) == len(submissions)
 
 
-def test_a_hang_of_postgresql_is_survived(deployment: Deployment, cluster: Cluster):
+def test_a_hang_of_postgresql_is_survived(deployment: Deployment, own_postgres: Cluster):
     """Frozen for longer than the replica's TTL, without an error on any connection: the service beats and sends again."""
     sink = deployment.told_sink()
     service = deployment.service(sink.port, **HASTY).start()
     before, after = mails(8), mails(8)
     submit_all(service, before)
-    cluster.signal(signal.SIGSTOP)
+    own_postgres.signal(signal.SIGSTOP)
     try:
         time.sleep(4)  # the hang itself: several TTLs; nothing tells when it has lasted long enough
     finally:
-        cluster.signal(signal.SIGCONT)
+        own_postgres.signal(signal.SIGCONT)
     submit_all(service, after)
     deployment.database.drain()
     deployment.database.check([*before, *after], sink.copies)
 
 
-def test_a_stop_while_postgresql_hangs_is_bounded(deployment: Deployment, cluster: Cluster):
+def test_a_stop_while_postgresql_hangs_is_bounded(deployment: Deployment, own_postgres: Cluster):
     """SIGTERM while a submission waits for a commit that does not come: the process ends in time all the same."""
     sink = deployment.told_sink()
     service = deployment.service(sink.port, **HASTY).start()
     submissions = [rendered(["ann@sinkhole.test"])]
-    cluster.signal(signal.SIGSTOP)
+    own_postgres.signal(signal.SIGSTOP)
     try:
         load = Load([service.port], submissions, 1)
         time.sleep(0.5)  # the request is on its way; a frozen server can't be asked whether it came
@@ -112,7 +99,7 @@ def test_a_stop_while_postgresql_hangs_is_bounded(deployment: Deployment, cluste
         assert service.wait(within_s=60) == 0
         took_s = time.monotonic() - began_s
     finally:
-        cluster.signal(signal.SIGCONT)
+        own_postgres.signal(signal.SIGCONT)
     load.wait()
     assert took_s <= 20  # of the 60 s that PostgreSQL would be waited for
     service.start()

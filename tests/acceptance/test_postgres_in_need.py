@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 from harness import (
     QUICK,
+    TEMPLATE,
     Cluster,
     Database,
     Deployment,
@@ -34,22 +35,10 @@ TERMINATE = OWN.replace("count(*)", "pg_terminate_backend(pid)")
 LOCKED_S = 4.0
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Run a PostgreSQL whose settings may be changed."""
-    own = Cluster()
-    own.start()
-    yield own
-    own.remove()
-
-
 @pytest.fixture
-def database(cluster: Cluster) -> Database:
-    """Make a migrated and watched database in it."""
-    made = cluster.database()
-    migrate(made)
-    made.watch()
-    return made
+def database(own_postgres: Cluster) -> Database:
+    """Make a database in a PostgreSQL of these tests' own."""
+    return own_postgres.database(TEMPLATE)
 
 
 def refusals(submissions: list[Submission]) -> set[int | None]:
@@ -58,13 +47,13 @@ def refusals(submissions: list[Submission]) -> set[int | None]:
     return {answer.status if answer else None for answer in answers if not (answer and answer.delivery_id)}
 
 
-def test_a_server_that_may_only_be_read_acknowledges_nothing(deployment: Deployment, cluster: Cluster):
+def test_a_server_that_may_only_be_read_acknowledges_nothing(deployment: Deployment, own_postgres: Cluster):
     """Before a standby is promoted: 503 to everybody; afterwards the same service goes on, also with what it had in flight."""
     sink = deployment.told_sink()
     service = deployment.service(sink.port, **QUICK).start()
     before, after = mails(20, scripts=("", "defer-1x+")), mails(20)
     submit_all(service, before)
-    with settings(cluster, default_transaction_read_only="on"):
+    with settings(own_postgres, default_transaction_read_only="on"):
         submit(service, after)
         assert refusals(after) == {503}
         assert not any(submission.ids for submission in after)
@@ -81,9 +70,9 @@ def test_a_server_that_may_only_be_read_acknowledges_nothing(deployment: Deploym
 
 
 @contextmanager
-def settings(cluster: Cluster, **values: str) -> Iterator[None]:
+def settings(own_postgres: Cluster, **values: str) -> Iterator[None]:
     """Change settings of the server while it runs."""
-    admin = cluster.maintenance
+    admin = own_postgres.maintenance
     for name, value in values.items():
         admin.fetch(f"ALTER SYSTEM SET {name} = '{value}'")
     admin.fetch("SELECT pg_reload_conf()")

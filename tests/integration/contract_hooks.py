@@ -16,15 +16,16 @@ from mailkeep.core.ids import new_id
 
 KEY = "Idempotency-Key"
 BEYOND_SCHEMA = {
+    # Whether a text is an address is judged part by part (RFC 5321, IDNA), and no pattern says that.
     *(
         ("invalid_address", name)
         for name in ("email", "from", "to[0]", "cc[0]", "bcc[0]", "reply_to[0]", "recipient")
     ),
+    ("invalid_field", "recipient"),  # likewise, of a query
+    ("invalid_field", "domain"),  # likewise, of a domain
     ("idempotency_conflict", "idempotency_key"),  # a case that breaks something else may have used the key
-    *(("invalid_field", name) for name in ("actor", "domain", "reason")),
-    ("invalid_field", "recipient"),
-    ("too_large", "payload.attachments"),
     ("live_mail", None),  # other cases sent mail to the address, and this one may not cancel it
+    ("too_large", "payload.attachments"),  # their decoded sizes are bounded, each and in sum
 }
 """Refusals of what fits the document, (code, field): it says them in words."""
 NO_WHOLE_NUMBER = "got `float`"

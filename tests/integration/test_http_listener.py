@@ -12,8 +12,9 @@ import trustme
 from http_kit import DELIVERIES, command
 
 from mailkeep.intake import listener as listener_module
-from mailkeep.intake.listener import MAX_HEAD_BYTES, HttpListener, listen
+from mailkeep.intake.listener import BACKLOG, MAX_HEAD_BYTES, HttpListener
 from mailkeep.intake.listener_tls import ListenerTls
+from mailkeep.listening import listen
 
 HOST = "127.0.0.1"
 REQUEST_TIMEOUT_S = 0.6
@@ -112,7 +113,7 @@ async def test_a_port_in_use_is_one_clear_error(app, listening):
 
 async def test_processes_may_share_one_bound_socket(app):
     """A listener serves on a socket that was bound before, as the processes of one service do."""
-    bound = listen("localhost", 0)
+    bound = listen("localhost", 0, backlog=BACKLOG)
     port = bound.getsockname()[1]
     first = HttpListener(app, HOST, 0, listening=bound.dup())
     second = HttpListener(app, HOST, 0, listening=bound)

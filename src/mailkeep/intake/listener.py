@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mailkeep.intake.listener_tls import LOOK_EVERY_S, ListenerTls
+from mailkeep.listening import listen
 
 REQUEST_TIMEOUT_S: Final = 30.0
 """For one request to come whole, head and body; the largest body then needs about 1 MB/s."""
@@ -155,7 +156,7 @@ class HttpListener:
     async def start(self) -> None:
         """Listen. Raises OSError when the address can't be used."""
         if self._listening is None:
-            self._listening = listen(self._host, self._port)
+            self._listening = listen(self._host, self._port, backlog=BACKLOG)
         server, config = self._server, self._server.config
         config.load()
         # Its main loop serves signals and the date header only; both are not wanted. Its own way to begin has no bound for
@@ -215,11 +216,3 @@ class HttpListener:
 
     def _connections(self) -> list[BoundedHttpProtocol]:
         return cast("list[BoundedHttpProtocol]", list(self._server.server_state.connections))
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to `host`:`port`. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    # A name that has both, such as localhost: where every client looks.
-    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    return socket.create_server(cast("tuple[str, int]", address[:2]), family=family, backlog=BACKLOG)

@@ -10,8 +10,9 @@ import ipaddress
 import logging
 import socket
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
+from mailkeep.listening import listen
 from mailkeep.sinkhole.capture import Capture
 from mailkeep.sinkhole.certificates import Certificates
 from mailkeep.sinkhole.mode_source import FixedModeSource, ModeSource, Notice
@@ -24,15 +25,6 @@ BACKLOG: Final = 512  # connections the kernel holds while the loop is busy
 ACCEPT_AGAIN_S: Final = 0.1
 STOP_TIMEOUT_S: Final = 5.0  # cut connections are gone at once; this bounds a loop that is not well
 _LOG: Final = logging.getLogger("mailkeep.sinkhole")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    # A name that has both, such as localhost: where every client looks.
-    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    listening = socket.create_server(cast("tuple[str, int]", address[:2]), family=family, backlog=BACKLOG)
-    listening.settimeout(0)
-    return listening
 
 
 class SinkholeRefusedError(RuntimeError):
@@ -114,7 +106,8 @@ class Sinkhole:
             refuse_remote(host)
         await self.source.start()
         try:
-            self._listening = _listen(host, port)
+            self._listening = listen(host, port, backlog=BACKLOG)
+            self._listening.settimeout(0)
         except OSError:
             await self.source.stop()
             raise
