@@ -44,7 +44,7 @@ UNPROVOKED = {
 """Answers that nobody can ask for; other tests bring them about."""
 OF_SENDS = {HttpCode.FORBIDDEN, HttpCode.RATE_LIMITED, HttpCode.ISSUER_UNAVAILABLE}
 """Answers of the send listener alone."""
-RUN_S = 280
+RUN_S = 400
 ENVIRON = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
 """Nothing of the user's: a proxy that is set there would get every request."""
 
