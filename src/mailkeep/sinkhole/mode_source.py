@@ -280,7 +280,8 @@ async def write_redis_mode(url: str, mode: Mode, *, key: str = REDIS_MODE_KEY) -
     """Put `mode` into the Redis key. Raises OSError."""
     with _as_os_error():
         async with _connect(url) as redis:
-            await redis.set(key, str(mode))
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                await redis.set(key, str(mode))
 
 
 async def read_redis_mode(url: str, *, key: str = REDIS_MODE_KEY) -> Mode | None:
@@ -354,7 +355,7 @@ def _as_os_error() -> Iterator[None]:
 
     try:
         yield
-    except (RedisError, ValueError) as fault:
+    except (RedisError, TimeoutError, ValueError) as fault:
         raise OSError(f"Redis can't be used ({type(fault).__name__})") from fault
 
 
@@ -364,7 +365,8 @@ def _read_start(path: Path) -> str:
 
 
 async def _read_key(redis: "Redis", key: str) -> str:
-    value = await redis.getrange(key, 0, MAX_MODE_CHARS)
+    async with asyncio.timeout(REDIS_TIMEOUT_S):
+        value = await redis.getrange(key, 0, MAX_MODE_CHARS)
     return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
@@ -375,7 +377,7 @@ def _connect(url: str) -> "Redis":
 
     return Redis.from_url(
         url,
-        socket_timeout=REDIS_TIMEOUT_S,
+        socket_timeout=None,  # callers bound the answer: here a cancellation could get lost before Python 3.12
         socket_connect_timeout=REDIS_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),  # the next poll is the retry
     )
