@@ -6,7 +6,6 @@ arguments of processes, and a full dump of the database once the deliveries have
 
 import json
 import signal
-import subprocess
 import sys
 
 import psutil
