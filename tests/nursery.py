@@ -72,8 +72,13 @@ class Nursery:
     """The nursery as the tests see it; `close` ends whatever lives. `nursery` has the one of this process."""
 
     def __init__(self) -> None:
+        # A session of its own: what is sent to the tests' group must not end it before its children.
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         self._children: dict[int, Child] = {}
         self._born: queue.SimpleQueue[Child] = queue.SimpleQueue()
