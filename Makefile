@@ -5,7 +5,7 @@ BIN := .venv/bin
 EXTRAS := server,embedded,aws,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test patroni check crash-matrix format docs screenshots bench bench-full bench-docs constraints sbom audit clean
+.PHONY: help setup run demo test patroni check crash-matrix format docs changelog screenshots bench bench-full bench-docs constraints sbom audit clean
 
 help: ## Show this
 	@echo "Mailkeep: durable outbound mail. Begin with: make demo"
@@ -42,9 +42,13 @@ format: $(BIN)/.ready ## Format the code and mend what the linter can
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-docs: $(BIN)/.ready ## Write what follows from the code: pages of docs/reference, api
+docs: $(BIN)/.ready ## Write what follows from the code: docs/reference, docs/man, api
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/manpages.py
 	@$(BIN)/python api/generate.py
+
+changelog: $(BIN)/.ready ## Write the notes of this version into CHANGELOG.md, from changelog.d
+	@$(BIN)/python docs/changelog.py
 
 screenshots: $(BIN)/.ready ## Make the pictures of the console anew (needs Chromium)
 	@$(BIN)/python docs/screenshots.py
