@@ -36,7 +36,7 @@ check: $(BIN)/.ready ## Run what CI runs: format, lint, layers, types, SBOM, tes
 	$(MAKE) sbom
 	$(MAKE) test
 
-crash-matrix: $(BIN)/.ready ## Break every step of a mail in four ways (an hour)
+crash-matrix: $(BIN)/.ready ## Break every step of a mail in four ways
 	$(BIN)/python tests/acceptance/crash_matrix.py --out docs/reference/crash-matrix.md
 
 format: $(BIN)/.ready ## Format the code and mend what the linter can
@@ -57,13 +57,13 @@ screenshots: $(BIN)/.ready ## Make the pictures of the console anew (needs Chrom
 bench: $(BIN)/.ready ## Measure throughput and latency on this machine
 	$(BIN)/python -m bench
 
-bench-full: $(BIN)/.ready ## Measure every row into bench/results.json: about four hours, a quiet machine, 20 GB of /var/tmp
+bench-full: $(BIN)/.ready ## Measure every row: four hours, a quiet machine, 20 GB
 	$(BIN)/python -m bench --rows all --json bench/results.json
 
 bench-docs: $(BIN)/.ready ## Write the pages and charts that follow from bench/results.json
 	@$(BIN)/python docs/benchmarks.py
 
-constraints: ## Renew constraints.txt (needs uv): names and versions, no hosts
+constraints: ## Renew constraints.txt (needs uv)
 	@echo "# Versions that were tested together, on Python 3.11 to 3.14; \`make constraints\` renews them." > constraints.new
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header -q \
 		| sed -e "/ == 'win32'/d" -e "/ == 'emscripten'/d" >> constraints.new
@@ -93,7 +93,7 @@ $(BIN)/.runs $(BIN)/.ready: pyproject.toml constraints.txt
 		$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 			{ echo "Python's venv is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
 		$(PYTHON) -m venv .venv && \
-		$(BIN)/python -m pip install -q --use-pep517 -e '.[$(WANTED)]' -c constraints.txt; \
+		$(BIN)/python -m pip install -q --use-pep517 --no-compile --disable-pip-version-check -e '.[$(WANTED)]' -c constraints.txt; \
 	fi
 	@touch $@ $(BIN)/.runs
 

@@ -36,7 +36,7 @@ async def run(data_dir: Path, *, examples: bool, once: bool) -> bool:
                     "[green]All examples ended as expected.[/]" if well else "[red]Not as expected.[/]"
                 )
             if examples and once:
-                console.print("They are gone with this run; `mailkeep dev` stays, for mail of your own.")
+                console.print("`mailkeep dev` stays, for mail of your own.")
             if not once:
                 _explain(console, environment.state, data_dir, environment.service.send_address)
                 await interrupted.wait()
