@@ -155,7 +155,9 @@ def _keep(picture: bytes, name: str) -> None:
     """Write a picture with as few colours as a page has: a third of the bytes."""
     path = IMAGES / f"{name}.png"
     drawn = Image.open(BytesIO(picture)).convert("RGB")
-    drawn.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    # The method that keeps rare colours, such as those of a legend.
+    few = drawn.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
     size_bytes = path.stat().st_size
     assert size_bytes <= MAX_BYTES, f"{path.name} has {size_bytes} bytes"
 

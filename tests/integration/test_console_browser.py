@@ -137,6 +137,7 @@ async def test_somebody_logs_in_holds_a_mail_and_leaves(browser, serve, sends, d
     await page.wait_for_selector("h1:has-text('Overview')")
     await page.goto(f"/deliveries/{delivery_id}")
     await page.click("summary:has-text('Hold')")
+    await page.wait_for_selector("details[open] input:focus")
     await page.keyboard.type("wrong price")  # the field has the focus
     await page.keyboard.press("Enter")
     await page.wait_for_selector("[role=status]:has-text('Held')")
@@ -188,6 +189,7 @@ async def test_suppressions_by_keyboard(browser, console, next_hop, dsn):
     await page.wait_for_url("**/suppressions")
     await page.keyboard.press("j")  # to the first question of the page
     await page.keyboard.press("Enter")
+    await page.wait_for_selector("details[open] input:focus")
     await page.keyboard.type(long)  # the field has the focus
     await page.keyboard.press("Tab")
     await page.keyboard.press("Tab")
@@ -200,6 +202,7 @@ async def test_suppressions_by_keyboard(browser, console, next_hop, dsn):
     assert wide <= screen
     await page.keyboard.press("k")  # to the last one
     await page.keyboard.press("Enter")
+    await page.wait_for_selector("details[open] input:focus")
     await page.keyboard.type("came back")
     await page.keyboard.press("Enter")
     await page.wait_for_selector("[role=status]:has-text('gets mail again')")
