@@ -21,6 +21,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from mailkeep.cli import app
+from mailkeep.cli.output import EXIT_CODES as CLI_EXIT_CODES
 from mailkeep.core.decide import OUTAGE_SCOPES
 from mailkeep.core.delivery import (
     BIRTH,
@@ -128,14 +129,7 @@ def _cli() -> str:
     ]
     exit_codes = _table(
         ("exit code", "meaning"),
-        [
-            ("0", "done"),
-            ("1", "failed; `healthcheck`: not healthy; `doctor`: a warning"),
-            ("2", "wrong usage"),
-            ("3", "`doctor`: critical"),
-            ("69", "a server that is needed is away; later it may work"),
-            ("78", "the configuration can't be used"),
-        ],
+        [(str(code), meaning) for code, meaning in CLI_EXIT_CODES],
     )
     head = "Results go to standard output, faults to standard error. `--json` prints JSON for programs."
     return "\n\n".join(["# Command line", head, exit_codes, *sections])

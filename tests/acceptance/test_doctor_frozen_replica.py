@@ -14,7 +14,7 @@ COMMAND = """{"payload_mode": "rendered", "payload": {"to": ["bo@sinkhole.test"]
 
 def causes(environ):
     """Look once and return every cause that is named, with the evidence."""
-    report = examine(asyncio.run(Doctor(environ, 3600.0).look()))
+    report = examine(asyncio.run(Doctor.of(environ, 3600.0).look()))
     found = [finding for diagnosis in report.diagnoses for finding in diagnosis.findings]
     return {finding.cause for finding in found}, " ".join(
         line for finding in found for line in finding.evidence

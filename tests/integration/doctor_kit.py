@@ -26,7 +26,7 @@ def smtp_environ(dsn, port, **environ):
 
 async def examined(environ, incidents=Incident):
     """Look once and judge."""
-    return examine(await Doctor(environ, HOUR_S).look(), incidents)
+    return examine(await Doctor.of(environ, HOUR_S).look(), incidents)
 
 
 def causes(report: Report):

@@ -28,6 +28,10 @@ PAGES = (
     "/deliveries",
     "/dead-letters",
     "/malformed",
+    "/suppressions",
+    "/events",
+    "/events/live",
+    "/doctor",
     "/routes",
     "/replicas",
     "/templates",
@@ -407,6 +411,149 @@ async def test_searches_lead_where_they_should(console):
     assert mine[-12:] in rest
     assert "source=api" in older
     assert others[-1][-12:] not in rest
+
+
+async def malformed_record(visitor, dsn, **fields):
+    """Have a command refused and return the address of its page."""
+    command = {
+        "payload_mode": "rendered",
+        "payload": {"to": ["ann@example.org"], "subject": "s", "text": "t"},
+    }
+    before = set(re.findall(r'href="(/malformed/[^"]+)"', (await visitor.see("/malformed")).text))
+    await execute(dsn, "SELECT mail.enqueue($1::jsonb)", json.dumps(command | fields))
+    async with asyncio.timeout(60):
+        while True:
+            found = set(re.findall(r'href="(/malformed/[^"]+)"', (await visitor.see("/malformed")).text))
+            if found - before:
+                return (found - before).pop()
+            await asyncio.sleep(0.05)
+
+
+async def test_a_malformed_command_is_repaired_and_taken(console, dsn, log_lines):
+    """A replay with repairs makes the delivery; a bad repair or a second one changes nothing; who asked is logged."""
+    served, visitor = console
+    path = await malformed_record(visitor, dsn, colour="blue")
+    page = (await visitor.see(path)).text
+    assert ">colour=</textarea>" in page  # the field that is wrong stands there to be repaired
+    assert (await visitor.act(path, f"{path}/replay", repairs="colour")).status_code == 403
+    assert (await visitor.act(path, f"{path}/replay", repairs="colour=")).status_code == 303
+    async with asyncio.timeout(60):
+        while (live := await visitor.see(f"{path}/live")).status_code != 286:
+            await asyncio.sleep(0.05)
+    delivery_id = re.search(r'href="/deliveries/([^"]+)"', live.text)[1]
+    await served.settled(delivery_id, "sent")
+    assert "textarea" not in (await visitor.see(path)).text
+    assert (await visitor.act("/routes", f"{path}/replay", repairs="")).status_code == 403
+    assert (await visitor.see(f"/malformed/{UNKNOWN}/live")).status_code == 404
+    logged = [line for line in log_lines if line["event"] == "replay asked by hand"]
+    assert [(line["actor"], line["count"]) for line in logged] == [("console", 1)]
+
+
+async def test_commands_of_one_failure_are_taken_again_together(console, dsn):
+    """What was mended here lets all of a failure be taken again; of others nothing is asked."""
+    _, visitor = console
+    paths = [await malformed_record(visitor, dsn, template_id=None, colour=str(n)) for n in range(2)]
+    assert "Take them again" not in (await visitor.see("/malformed")).text
+    assert "Take them again" in (await visitor.see("/malformed?code=unknown_field")).text
+    csrf = {"csrf": (await visitor.fields("/routes"))["csrf"]}
+    none = await visitor.send("/malformed/replay", csrf | {"code": "missing_field"})
+    assert none.headers["location"] == "/malformed?said=no+replays"
+    assert (await visitor.send("/malformed/replay", csrf | {"code": ""})).status_code == 422
+    asked = await visitor.send("/malformed/replay", csrf | {"code": "unknown_field"})
+    assert asked.headers["location"] == "/malformed?said=replays"
+    for path in paths:
+        async with asyncio.timeout(60):
+            while "Its last replay was refused" not in (await visitor.see(path)).text:
+                await asyncio.sleep(0.05)
+
+
+async def test_addresses_are_suppressed_and_let_go(console, next_hop, dsn):
+    """What a server or a person suppressed is listed, found and removed, with who and why; nothing is added twice."""
+    served, visitor = console
+    next_hop.reply = "550 5.1.1 No such user"
+    bounced = await accept(served, payload={"to": ["gone@example.org"]})
+    await served.settled(bounced, "failed")
+    next_hop.reply = "250 2.1.5 Ok"
+    add = {"address": "Bo@Example.org", "kind": "complaint", "for": "30d", "reason": "asked us to stop"}
+    first = await visitor.act("/suppressions", "/suppressions/add", **add)
+    again = await visitor.act("/suppressions", "/suppressions/add", **add | {"for": "7d"})
+    assert first.headers["location"] == "/suppressions?said=suppressed"
+    assert "It was suppressed for as long already" in unescape(
+        (await visitor.client.get(again.headers["location"])).text
+    )
+    page = (await visitor.see("/suppressions")).text
+    for shown in (
+        "gone@example.org",
+        bounced[-12:],
+        "550",
+        "Bo@example.org",
+        "complaint",
+        "asked us to stop",
+        "in 30 d",
+    ):
+        assert shown in page, shown
+    assert "gone@" not in (await visitor.see("/suppressions", recipient="Bo@example.org")).text
+    assert "gone@" in (await visitor.see("/suppressions", reason="hard_bounce")).text
+    for wrong in ({"address": "bo"}, {"kind": "dislike"}, {"for": "1h"}, {"reason": " "}):
+        answer = await visitor.act("/suppressions", "/suppressions/add", **add | wrong)
+        assert answer.status_code in (403, 422), wrong
+    for query in ("recipient=bo", "reason=dislike", "cursor=x"):
+        assert (await visitor.see(f"/suppressions?{query}")).status_code == 400
+    place = re.search(r'action="(/suppressions/[^"]+/remove)"', page[page.index("gone@") :])[1]
+    assert (await visitor.act("/suppressions", place, reason="mailbox is back")).status_code == 303
+    assert (await visitor.act("/suppressions", place)).status_code == 404
+    assert "gone@" not in (await visitor.see("/suppressions")).text
+    assert await changes(dsn) == [
+        ("suppress", "console", "asked us to stop"),
+        ("unsuppress", "console", "mailbox is back"),
+    ]
+    again = await accept(served, payload={"to": ["gone@example.org"]})
+    await served.settled(again, "sent")
+
+
+async def test_events_go_on_after_a_cursor(console, next_hop):
+    """Events are shown newest first, by type, and from a cursor on to newer ones; a bad cursor or type is told."""
+    served, visitor = console
+    sent = [await accept(served) for _ in range(3)]
+    for each in sent:
+        await served.settled(each, "sent")
+    next_hop.reply = "550 5.1.1 No such user"
+    failed = await accept(served, payload={"to": ["gone@example.org"]})
+    await served.settled(failed, "failed")
+
+    async def ids(**parameters):
+        page = (await visitor.see("/events", **parameters)).text
+        return re.findall(r'class="id row" href="/deliveries/([^"]+)"', page)
+
+    shown = await ids()
+    assert (shown[0], set(shown)) == (failed, {*sent, failed})
+    assert await ids(type="delivery.failed") == [failed]
+    page = unescape((await visitor.see("/events?after=0-0")).text)
+    assert "hx-get" not in page  # a page in the past does not move
+    cursor = re.search(r"after=([0-9a-f]+-[0-9a-f]+)\" rel=\"next", page)[1]
+    assert await ids(after=cursor) == []
+    next_hop.reply = "250 2.1.5 Ok"
+    newer = await accept(served)
+    await served.settled(newer, "sent")
+    assert await ids(after=cursor) == [newer]
+    for query in ("after=x", "type=delivery.born"):
+        assert (await visitor.see(f"/events?{query}")).status_code == 400
+
+
+async def test_the_doctor_says_what_is_wrong_and_what_to_do(console, next_hop):
+    """Each incident has its severity, findings with evidence and next step, and its checks; one look is shared."""
+    served, visitor = console
+    next_hop.reply = "451 4.3.0 Local error"
+    await served.settled(await accept(served), "dead_letter")
+    first, second = await asyncio.gather(visitor.see("/doctor"), visitor.see("/doctor"))
+    assert first.text == second.text
+    text = unescape(first.text)
+    for incident in ("backlog", "dead-letters", "suppressed", "auth", "timeouts", "malformed"):
+        assert f'id="{incident}"' in text
+    assert "451 4.3.0" in text
+    assert "Next:" in text
+    assert "ann@" not in text
+    assert (await visitor.see("/doctor?since=1y")).status_code == 400
 
 
 async def test_throughput_is_that_of_the_replicas(console):

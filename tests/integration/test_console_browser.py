@@ -1,5 +1,6 @@
 """The console in a real browser, Debian's Chromium without a screen: what only a browser can tell."""
 
+import json
 import re
 
 import pytest
@@ -13,6 +14,9 @@ PAGES = (
     "/deliveries",
     "/dead-letters",
     "/malformed",
+    "/suppressions",
+    "/events",
+    "/doctor",
     "/routes",
     "/replicas",
     "/templates",
@@ -134,6 +138,7 @@ async def test_somebody_logs_in_holds_a_mail_and_leaves(browser, serve, sends, d
     await page.wait_for_selector("h1:has-text('Overview')")
     await page.goto(f"/deliveries/{delivery_id}")
     await page.click("summary:has-text('Hold')")
+    await page.wait_for_selector("details[open] input:focus")
     await page.keyboard.type("wrong price")  # the field has the focus
     await page.keyboard.press("Enter")
     await page.wait_for_selector("[role=status]:has-text('Held')")
@@ -172,6 +177,91 @@ async def test_the_keyboard_is_enough(browser, console):
     await page.locator("h1").click()
     await page.keyboard.press("?")
     await page.wait_for_url("**/keys")
+    assert complaints == []
+
+
+async def test_suppressions_by_keyboard(browser, console, next_hop, dsn):
+    """An address is suppressed, found in the list and let go again without a mouse; a long one fits a phone."""
+    long = f"{'a' * 60}@{'b' * 60}.{'c' * 60}.example.org"
+    page, complaints = await opened(browser, console, viewport=PHONE)
+    await page.goto("/")
+    await page.keyboard.press("g")
+    await page.keyboard.press("s")
+    await page.wait_for_url("**/suppressions")
+    await page.keyboard.press("j")  # to the first question of the page
+    await page.keyboard.press("Enter")
+    await page.wait_for_selector("details[open] input:focus")
+    await page.keyboard.type(long)  # the field has the focus
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Tab")
+    await page.keyboard.type("left")
+    await page.keyboard.press("Enter")
+    await page.wait_for_selector("[role=status]:has-text('no mail from now on')")
+    assert long in await page.inner_text("table")
+    wide, screen = await page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= screen
+    await page.keyboard.press("k")  # to the last one
+    await page.keyboard.press("Enter")
+    await page.wait_for_selector("details[open] input:focus")
+    await page.keyboard.type("came back")
+    await page.keyboard.press("Enter")
+    await page.wait_for_selector("[role=status]:has-text('gets mail again')")
+    rows = await execute(dsn, "SELECT verb, reason FROM mail.operator_changes ORDER BY id")
+    assert [tuple(row) for row in rows] == [("suppress", "left"), ("unsuppress", "came back")]
+    assert complaints == []
+
+
+async def test_a_malformed_command_is_repaired(browser, console, dsn):
+    """What is wrong stands ready to be repaired; the page follows its replay until it became a delivery."""
+    bad = {"payload_mode": "rendered", "colour": "blue"}
+    bad["payload"] = {"to": ["ann@example.org"], "subject": "s", "text": "t"}
+    await execute(dsn, "SELECT mail.enqueue($1::jsonb)", json.dumps(bad))
+    page, complaints = await opened(browser, console)
+    await page.goto("/malformed")
+    while not await page.locator("a.row").count():  # it is taken within a moment
+        await page.reload()
+    await page.keyboard.press("j")
+    await page.keyboard.press("Enter")
+    await page.wait_for_selector("h1:has-text('unknown field')")
+    assert await page.input_value("textarea") == "colour="
+    await page.click("button:has-text('Take it again')")
+    await page.wait_for_selector(
+        "[role=status]:has-text('taken again'), [role=status]:has-text('takes it again')"
+    )
+    await page.click("#live a.id")
+    await page.wait_for_selector(".pill.sent")
+    assert complaints == []
+
+
+async def test_events_follow_what_happens(browser, console):
+    """The page of events shows by itself what happened after it was opened, and its keys lead into a delivery."""
+    page, complaints = await opened(browser, console)
+    await page.goto("/events")
+    assert "None yet" in await page.inner_text("#live")
+    delivery_id = await accept(console)
+    await page.wait_for_selector(f"#live a[href='/deliveries/{delivery_id}']")
+    await page.keyboard.press("j")
+    await page.keyboard.press("Enter")
+    await page.wait_for_url(f"**/deliveries/{delivery_id}")
+    assert complaints == []
+
+
+async def test_the_doctor_by_keyboard(browser, serve, sends, next_hop):
+    """A finding stands with its evidence and next step; j leads through the checks, which Enter opens."""
+    next_hop.reply = "451 4.3.0 Local error"
+    console = await serve(MAIL_RETRY_LADDER_TRANSACTIONAL="1ms", **sends)
+    await console.settled(await accept(console), "dead_letter")
+    page, complaints = await opened(browser, console, color_scheme="dark")
+    await page.goto("/")
+    await page.keyboard.press("g")
+    await page.keyboard.press("h")
+    await page.wait_for_selector("#dead-letters .finding")
+    assert "451 4.3.0" in await page.inner_text("#dead-letters .evidence")
+    assert "Next:" in await page.inner_text("#dead-letters .next")
+    await page.keyboard.press("j")
+    await page.keyboard.press("Enter")
+    assert await page.locator("#backlog details[open]").count() == 1
     assert complaints == []
 
 

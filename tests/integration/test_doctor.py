@@ -302,7 +302,7 @@ async def test_a_wrong_password(deployed, dsn):
         await hop_out(dsn)
         report = await examined(environ)
         ran = await run(environ, "doctor", "auth")
-        watching = Doctor(environ, HOUR_S)
+        watching = Doctor.of(environ, HOUR_S)
         first, second = [(await watching.look()).probes[0] for _ in range(2)]
     assert causes(report) == {Cause.LOGIN_REFUSED}
     assert (first.old_s, second.probe) == (0.0, first.probe)

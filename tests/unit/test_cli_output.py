@@ -1,5 +1,6 @@
 """What the verbs share: a fast start, plain tables, one clear line for a fault."""
 
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mailkeep.cli import app, output
+from mailkeep.store.migrate import migrations
+from mailkeep.templates.catalog import SHIPPED_CATALOG, Catalog
 from mailkeep.version import __version__
 
 HEAVY = {
@@ -46,9 +49,19 @@ def test_help_names_every_verb_and_an_example():
 
 
 def test_version():
-    """`--version` prints the one version there is."""
+    """`--version` tells build, schema and catalog, for people and for programs; a bare `--json` is wrong usage."""
+    schema, catalog = migrations()[-1].version, Catalog.load(SHIPPED_CATALOG).version
     done = CliRunner().invoke(app, ["--version"])
-    assert (done.exit_code, done.output) == (0, f"mailkeep {__version__}\n")
+    assert (done.exit_code, done.output) == (
+        0,
+        f"mailkeep {__version__} (schema {schema}, catalog {catalog})\n",
+    )
+    done = CliRunner().invoke(app, ["--version", "--json"])
+    versions = {"version": __version__, "schema_version": schema, "catalog_version": catalog}
+    assert json.loads(done.output) == versions
+    assert CliRunner().invoke(app, ["--json"]).exit_code == 2
+    done = CliRunner().invoke(app, ["--version"], env={"MAIL_TEMPLATE_DIR": "/nowhere"})
+    assert (done.exit_code, "mailkeep templates check" in done.output) == (1, True)
 
 
 def test_wrong_usage_is_exit_code_2_and_suggests():

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import compose_spec
@@ -154,6 +155,8 @@ def test_the_image_holds_what_is_copied():
     for name in copied:
         assert (DEPLOY.parent / name).exists(), name
         assert f"!{name}" in ignored, name
+    hatch = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert hatch["targets"]["wheel"]["shared-data"].keys() <= set(copied)  # or the wheel could not be built
 
 
 def test_the_unit_is_valid_and_confined(tmp_path):

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives import serialization
 from mailkeep.core.outcome import Phase
 from mailkeep.settings import Endpoint, Settings, SettingsError, SmtpTls
 from mailkeep.settings.routes import KEYS, MAX_HOPS, TIMERS, HopAuth
+from mailkeep.smtp.configured import next_hops
 from mailkeep.smtp.next_hop import AuthMechanism, HopAddress, Timers, TlsMode
 from mailkeep.smtp.routes import DEFAULT_HOP, ReservedDomainError, Routes, may_leave
-from mailkeep.wiring import next_hops
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "route-mail.md"
 ONE = '[hop.one]\ndomains = ["example.org"]\n'

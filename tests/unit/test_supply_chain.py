@@ -75,6 +75,14 @@ def test_a_bill_that_the_schema_refuses_is_not_written(tmp_path, monkeypatch, ca
     assert not (tmp_path / "sbom.json").exists()
 
 
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    """No dependency is left over, and none is there only because another one brings it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deptry", "src"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", sorted(PACKAGES))
 def test_licences_can_be_passed_on(name):
     """Each package says a permissive licence, and none says a copyleft one alone."""

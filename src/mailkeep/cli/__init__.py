@@ -5,6 +5,8 @@ A verb's file imports typer and the standard library at its top, everything else
 as one line with what, where and what to do. Exit codes stand in `mailkeep.cli.output`.
 """
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -85,20 +87,36 @@ app.command(short_help="Measure how much mail this deployment carries.")(bench)
 app.add_typer(sinkhole.app, name="sinkhole", short_help="Run an SMTP server whose answers you choose.")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"mailkeep {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
     *,
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the versions of this build, its schema and its templates.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --version: print JSON.")] = False,
 ) -> None:
-    pass
+    if version:
+        _print_versions(as_json=as_json)
+        raise typer.Exit
+    if as_json:
+        raise typer.BadParameter("--json without a command goes with --version")
+
+
+def _print_versions(*, as_json: bool) -> None:
+    from mailkeep.cli.output import fail, print_json
+    from mailkeep.store.migrate import migrations
+    from mailkeep.templates.catalog import SHIPPED_CATALOG, Catalog, CatalogError
+
+    schema = migrations()[-1].version
+    directory = Path(os.environ.get("MAIL_TEMPLATE_DIR") or SHIPPED_CATALOG)
+    try:
+        catalog = Catalog.load(directory).version
+    except CatalogError:
+        fail(f"the templates of {directory} can't be used; mailkeep templates check says why")
+    if as_json:
+        print_json({"version": __version__, "schema_version": schema, "catalog_version": catalog})
+    else:
+        print(f"mailkeep {__version__} (schema {schema}, catalog {catalog})")
 
 
 def main() -> None:

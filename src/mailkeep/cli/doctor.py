@@ -60,7 +60,7 @@ def doctor(
     except ValueError as fault:
         raise typer.BadParameter(f"--since: {fault}") from None
     incidents = tuple(Incident) if incident is None else (Incident(incident),)
-    looking = Doctor(environment(find_dev=True), since_s)
+    looking = Doctor.of(environment(find_dev=True), since_s)
     last: Report | None = None
 
     async def rounds() -> Report:

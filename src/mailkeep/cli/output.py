@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 EXIT_FAILED: Final = 1
 EXIT_UNAVAILABLE: Final = 69  # EX_UNAVAILABLE of sysexits.h: a server that is needed is away
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
+EXIT_CODES: Final = (
+    (0, "done"),
+    (1, "failed; `healthcheck`: not healthy; `doctor`: a warning"),
+    (2, "wrong usage"),
+    (3, "`doctor`: critical"),
+    (EXIT_UNAVAILABLE, "a server that is needed is away; later it may work"),
+    (EXIT_CONFIG, "the configuration can't be used"),
+)
+"""What the exit codes of all verbs mean."""
 COLUMN_GAP: Final = "  "
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 

@@ -96,7 +96,7 @@ def probe_routes(
 
 def _hops() -> "list[NextHop]":
     from mailkeep.cli.output import load_settings
-    from mailkeep.wiring import next_hops
+    from mailkeep.smtp.configured import next_hops
 
     return list(next_hops(load_settings()).values())
 

@@ -20,6 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mailkeep.console.catalog import CatalogPages
 from mailkeep.console.deliveries import DeliveryPages
 from mailkeep.console.desk import Desk
+from mailkeep.console.doctor import DoctorPages
+from mailkeep.console.events import EventPages
 from mailkeep.console.guard import (
     MAX_NAME_CHARS,
     PAGE_HEADERS,
@@ -29,7 +31,9 @@ from mailkeep.console.guard import (
     read_form,
 )
 from mailkeep.console.inbox import InboxPages
+from mailkeep.console.malformed import MalformedPages
 from mailkeep.console.overview import OverviewPages
+from mailkeep.console.suppressions import SuppressionPages
 from mailkeep.console.traffic import Traffic
 from mailkeep.core.command import CommandError, check_line
 from mailkeep.core.host import is_local
@@ -57,20 +61,24 @@ class Console:
         self._is_for_this_machine = (
             not desk.guard.asks_for_token and settings.internal_http_auth is not HttpAuth.NONE
         )
-        pages: list[OverviewPages | DeliveryPages | CatalogPages | InboxPages] = [
-            OverviewPages(desk),
-            DeliveryPages(desk),
-            CatalogPages(desk),
+        pages = [
+            OverviewPages(desk).routes,
+            DeliveryPages(desk).routes,
+            CatalogPages(desk).routes,
+            MalformedPages(desk).routes,
+            SuppressionPages(desk).routes,
+            EventPages(desk).routes,
+            DoctorPages(desk).routes,
         ]
         if desk.sinkhole is not None:
-            pages.append(InboxPages(desk, desk.sinkhole))
+            pages.append(InboxPages(desk, desk.sinkhole).routes)
         self._app = Starlette(
             routes=[
                 Route(LOGIN, self._login),
                 Route(LOGIN, self._log_in, methods=["POST"]),
                 Route(LOGOUT, self._log_out, methods=["POST"]),
                 Route("/keys", self._keys),
-                *(route for page in pages for route in page.routes),
+                *(route for routes in pages for route in routes),
             ],
             exception_handlers={
                 HTTPException: self._refuse,

@@ -1,43 +1,19 @@
-"""Pages about what comes in: templates as their examples render, in any locale, and commands that could not be taken.
-
-Of a malformed command the fields that hold no content are shown; `mailkeep malformed show --raw` has the rest.
-"""
-
-from typing import Final
+"""Pages about templates: each as its examples render, in any locale."""
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from mailkeep.console.deliveries import mail_html
-from mailkeep.console.desk import PAGE_ROWS, Desk, asked, id_in, id_of_page, missing, query_of
-from mailkeep.core.command import CommandError, FailureCode, Limits
-from mailkeep.core.delivery import Source
-from mailkeep.operator.malformed import MalformedPage
+from mailkeep.console.desk import Desk, asked, missing
+from mailkeep.core.command import CommandError, Limits
 from mailkeep.templates.compile import Template
 from mailkeep.templates.locale import DEFAULT_LOCALE
 from mailkeep.templates.render import Rendered
 
-PLAIN_FIELDS: Final = frozenset(
-    {
-        b"delivery_id",
-        b"source",
-        b"payload_mode",
-        b"requested_at_ms",
-        b"class",
-        b"expires_at_ms",
-        b"send_at_ms",
-        b"traceparent",
-    }
-)
-"""Fields of a command that hold neither content nor addresses."""
-MAX_FIELDS: Final = 100
-MAX_VALUE_CHARS: Final = 200
-_NO_PAGE: Final = MalformedPage((), None)
-
 
 class CatalogPages:
-    """The pages about templates and malformed commands."""
+    """The pages about templates."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -49,8 +25,6 @@ class CatalogPages:
             Route("/templates", self.templates),
             Route("/templates/{id}", self.template),
             Route("/templates/{id}/html", self.html),
-            Route("/malformed", self.list_malformed),
-            Route("/malformed/{id}", self.show_malformed),
         ]
 
     async def templates(self, request: Request) -> Response:
@@ -118,46 +92,3 @@ class CatalogPages:
     def _render(self, template: Template, locale: str) -> Rendered:
         examples = template.declaration.samples()["the examples"]
         return self._desk.catalog.render(template.template_id, locale, examples, Limits())
-
-    async def list_malformed(self, request: Request) -> Response:
-        """List commands that could not be taken."""
-        fault, found = None, _NO_PAGE
-        code, source = asked(request, "code"), asked(request, "source")
-        try:
-            cursor = id_of_page(asked(request, "cursor"))
-            found = await self._desk.malformed.page(PAGE_ROWS, cursor, code=code, source=source)
-        except CommandError as refused:
-            fault = f"{refused.field}: {refused.message}"
-        return self._desk.page(
-            request,
-            "malformed",
-            status=400 if fault else 200,
-            records=found.malformed_commands,
-            older=query_of({"code": code, "source": source, "cursor": found.cursor})
-            if found.cursor
-            else None,
-            code=code or "",
-            source=source or "",
-            codes=list(FailureCode),
-            sources=list(Source),
-            fault=fault,
-        )
-
-    async def show_malformed(self, request: Request) -> Response:
-        """Show one of them."""
-        record_id = id_in(request, "malformed command")
-        record = await self._desk.malformed.get(record_id)
-        if record is None:
-            raise missing("malformed command")
-        raw = await self._desk.malformed.raw_fields(record_id)
-        fields = [
-            {
-                "name": name.decode("utf-8", "backslashreplace")[:MAX_VALUE_CHARS],
-                "value": value.decode("utf-8", "backslashreplace")[:MAX_VALUE_CHARS]
-                if name in PLAIN_FIELDS
-                else None,
-                "size_bytes": len(value),
-            }
-            for name, value in sorted(raw.items())[:MAX_FIELDS]
-        ]
-        return self._desk.page(request, "malformed_one", record=record, fields=fields)

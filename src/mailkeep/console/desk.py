@@ -19,10 +19,12 @@ from mailkeep.console.traffic import Traffic
 from mailkeep.console.view import Pages
 from mailkeep.core.command import CommandError, FailureCode
 from mailkeep.operator.changes import MAX_REASON_CHARS, OperatorVerbs, Why
+from mailkeep.operator.events import OperatorEvents
 from mailkeep.operator.explain import OperatorExplain
 from mailkeep.operator.malformed import OperatorMalformed
 from mailkeep.operator.queue import OperatorQueue
 from mailkeep.operator.redrive import OperatorRedrive
+from mailkeep.operator.suppressions import OperatorSuppressions
 from mailkeep.settings import Environment, Settings
 from mailkeep.sinkhole.client import SinkholeClient
 from mailkeep.store.postgres import Store
@@ -36,9 +38,12 @@ NAVIGATION: Final = (
     ("/deliveries", "Deliveries", "d"),
     ("/dead-letters", "Dead letters", "l"),
     ("/malformed", "Malformed", "m"),
+    ("/suppressions", "Suppressions", "s"),
+    ("/events", "Events", "e"),
     ("/routes", "Routes", "r"),
     ("/replicas", "Replicas", "p"),
     ("/templates", "Templates", "t"),
+    ("/doctor", "Doctor", "h"),
 )
 INBOX: Final = ("/inbox", "Inbox", "i")
 SAID: Final = {
@@ -52,6 +57,12 @@ SAID: Final = {
     "mode": "The sinkhole answers in its new mode.",
     "emptied": "The inbox is empty.",
     "delete": "Its content is erased.",
+    "suppressed": "It gets no mail from now on.",
+    "suppressed already": "It was suppressed for as long already, and stays as it was.",
+    "unsuppressed": "It gets mail again.",
+    "replay": "A running service takes it again, within a second.",
+    "replays": "A running service takes them again, within seconds.",
+    "no replays": "None of them can be replayed.",
 }
 """What a page says after a change, by the word in its address: never text from outside."""
 
@@ -68,6 +79,8 @@ class Desk:
         self.redrive = OperatorRedrive(store)
         self.explain = OperatorExplain(store, settings.ladders)
         self.malformed = OperatorMalformed(store)
+        self.suppressions = OperatorSuppressions(store)
+        self.events = OperatorEvents(store)
         self.traffic = Traffic(self.reads)
         self.sinkhole = SinkholeClient(settings.sinkhole_url) if settings.sinkhole_url else None
         tokens = tuple(token.reveal() for token in settings.internal_http_tokens)
@@ -143,7 +156,7 @@ def _section(path: str) -> str:
 
 def after(path: str, said: str) -> Response:
     """Return to a page after a change (303, so that reloading it changes nothing)."""
-    return RedirectResponse(f"{path}?said={said}", 303, dict(PAGE_HEADERS))
+    return RedirectResponse(f"{path}?{urlencode({'said': said})}", 303, dict(PAGE_HEADERS))
 
 
 def id_in(request: Request, what: str) -> UUID:

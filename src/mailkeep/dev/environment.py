@@ -111,6 +111,7 @@ async def development(
             mode_file=str(mode_file),
             redis_socket=str(redis.socket) if redis else None,
             sinkhole_url=f"http://127.0.0.1:{looks.port}",
+            send_url=f"http://{service.send_address}" if service.send_address else None,
             console_url=f"http://{service.console_address}" if service.console_address else None,
         )
         state_file = data_dir / STATE_FILE

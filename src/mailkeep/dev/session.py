@@ -24,7 +24,7 @@ async def run(data_dir: Path, *, examples: bool, once: bool) -> bool:
     interrupted = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
-    console.print(f"Starting PostgreSQL, Redis, a sinkhole and Mailkeep in {data_dir} …")
+    console.print("Starting PostgreSQL, Redis, a sinkhole and Mailkeep …")
     with (data_dir / "mailkeep.log").open("ab", buffering=0) as stream:
         log.configure("info", "json", stream)
         async with development(data_dir, os.environ, any_port=once) as environment:
@@ -35,6 +35,8 @@ async def run(data_dir: Path, *, examples: bool, once: bool) -> bool:
                 console.print(
                     "[green]All examples ended as expected.[/]" if well else "[red]Not as expected.[/]"
                 )
+            if examples and once:
+                console.print("`mailkeep dev` stays, for mail of your own.")
             if not once:
                 _explain(console, environment.state, data_dir, environment.service.send_address)
                 await interrupted.wait()
@@ -52,7 +54,14 @@ def _introduce(console: Console, state: DevState, data_dir: Path) -> None:
     console.print(f"  Its API    {state.sinkhole_url}/messages")
     console.print(f"  PostgreSQL {state.postgres_dsn}", markup=False, soft_wrap=True)
     console.print(f"  Redis      {state.redis_socket or 'not found: stream intake is off'}")
-    console.print(f"  Log        {data_dir / 'mailkeep.log'}; of the sinkhole: {data_dir / SINKHOLE_LOG}\n")
+    console.print(f"  Data       {_from_home(data_dir)}", markup=False, soft_wrap=True)
+    console.print(f"  Logs       mailkeep.log and {SINKHOLE_LOG} there\n")
+
+
+def _from_home(path: Path) -> str:
+    """Return a path as people write it: with ~ for their home."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def _explain(console: Console, state: DevState, data_dir: Path, sends: Endpoint | None) -> None:

@@ -54,7 +54,8 @@ async def show_examples(console: Console, host: str, port: int) -> bool:
         async for changed in _followed(shown, host, port):
             for entry in changed:
                 console.print(
-                    f"  {entry.status:<10} attempt {entry.attempts}  {entry.example.title}  {entry.reason}"
+                    f"  {entry.status:<10} attempt {entry.attempts}  {entry.example.title}  {entry.reason}",
+                    soft_wrap=True,
                 )
     return all(entry.as_expected for entry in shown)
 

@@ -21,6 +21,7 @@ class DevState(msgspec.Struct, frozen=True):
     redis_socket: str | None = None
     sinkhole_url: str | None = None  # of its HTTP API
     console_url: str | None = None
+    send_url: str | None = None  # where `POST /send` is
 
     @property
     def environ(self) -> dict[str, str]:

@@ -28,12 +28,12 @@ from mailkeep.doctor.symptoms import (
     Unread,
 )
 from mailkeep.settings import Settings, SettingsError, SettingsProblem, SmtpMode
+from mailkeep.smtp.configured import next_hops
 from mailkeep.smtp.next_hop import HopAddress, NextHop, Timers
 from mailkeep.smtp.probe import Probe, probe
 from mailkeep.store.diagnosis import STATEMENT_S, AttemptGroup, Diagnosis
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.reads import StoredReplica
-from mailkeep.wiring import next_hops
 
 PROBE_PHASE_S: Final = 3.0
 """A phase of a probe; a next hop that takes longer is told as silent for so long, not as timed out."""
@@ -89,8 +89,10 @@ class Doctor:
     A login that was refused is not tried again until mail was delivered there: servers lock accounts for that.
     """
 
-    def __init__(self, environ: Mapping[str, str], since_s: float) -> None:
-        self._settings, problems = configured(environ)
+    def __init__(
+        self, settings: Settings, since_s: float, problems: tuple[SettingsProblem, ...] = ()
+    ) -> None:
+        self._settings = settings
         self._since_s = since_s
         self._refused: dict[tuple[str, HopAddress], _Refusal] = {}
         self._configured = Configured(
@@ -101,6 +103,12 @@ class Doctor:
             hops=next_hops(self._settings),
             problems=problems,
         )
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str], since_s: float) -> "Doctor":
+        """Return one for the settings of `environ`, which need not be such that a start would take them."""
+        settings, problems = configured(environ)
+        return cls(settings, since_s, problems)
 
     async def look(self) -> Symptoms:
         """Return the symptoms of this moment."""

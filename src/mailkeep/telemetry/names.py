@@ -55,6 +55,11 @@ LOG_EVENTS: Final = (
         "console", "sinkhole changed by hand", "Its mode or its inbox, from the console; `actor` is who."
     ),
     LogEvent(
+        "console",
+        "replay asked by hand",
+        "Malformed commands are to be taken again, from the console; `actor` is who, `count` how many.",
+    ),
+    LogEvent(
         "service", "send http listener started", "`POST /send` takes mail with API keys and access tokens."
     ),
     LogEvent("service", "send http listener stopped", "No mail is taken over `POST /send` any more."),

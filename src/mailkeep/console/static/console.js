@@ -7,7 +7,7 @@
   let wantsPage = false;
 
   function move(step) {
-    const rows = [...document.querySelectorAll("a.row")];
+    const rows = [...document.querySelectorAll(".row")];
     const at = rows.indexOf(document.activeElement);
     const next = rows[at < 0 ? (step > 0 ? 0 : rows.length - 1) : at + step];
     if (next) next.focus();
@@ -59,7 +59,7 @@
     document.addEventListener(name, (event) => event.target.toggleAttribute("data-stale", isStale));
   }
   document.addEventListener("toggle", (event) => {
-    const field = event.target.matches("details.ask[open]") && event.target.querySelector("input:not([type=hidden])");
+    const field = event.target.matches("details.ask[open]") && event.target.querySelector("input:not([type=hidden]), textarea");
     if (field) field.focus();
   }, true);
 
