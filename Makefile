@@ -40,7 +40,7 @@ types: $(BIN)/.ready
 	$(BIN)/mypy
 
 crash-matrix: $(BIN)/.ready ## Break every step of a mail in four ways
-	$(BIN)/python tests/acceptance/crash_matrix.py --out docs/reference/crash-matrix.md
+	PYTHONPATH=tests $(BIN)/python tests/acceptance/crash_matrix.py --out docs/reference/crash-matrix.md
 
 format: $(BIN)/.ready ## Format the code and mend what the linter can
 	$(BIN)/ruff format

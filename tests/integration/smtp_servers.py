@@ -176,6 +176,8 @@ class ScriptedPeer:
         """All bytes received, for each connection."""
         self.bodies: list[bytes] = []
         self.readers: list[asyncio.StreamReader] = []
+        self.stalled = asyncio.Event()
+        """Set when it came to an `Act.STALL`."""
         self.watching = False
         self.most_connections = 0
         """At once, as the client holds them, while `watching`."""
@@ -249,6 +251,7 @@ class ScriptedPeer:
             await writer.drain()
             answer = answer.act
         if answer == Act.STALL:
+            self.stalled.set()
             await self.over.wait()
         elif answer == Act.RESET:
             writer.get_extra_info("socket").setsockopt(

@@ -8,6 +8,7 @@ idempotency fingerprint is taken over it.
 
 import re
 from enum import StrEnum
+from functools import cache
 from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID
 
@@ -331,11 +332,15 @@ E = TypeVar("E", bound=StrEnum)
 
 
 def _member(kind: type[E], value: str, field: str, code: FailureCode = FailureCode.INVALID_FIELD) -> E:
-    try:
-        return kind(value)
-    except ValueError:
-        known = ", ".join(kind)
-        raise CommandError(code, field, f"must be one of: {known}") from None
+    member: E | None = _members(kind).get(value)
+    if member is None:
+        raise CommandError(code, field, f"must be one of: {', '.join(kind)}")
+    return member
+
+
+@cache
+def _members(kind: type[E]) -> dict[str, E]:
+    return {member.value: member for member in kind}
 
 
 def _content(mode: str, payload: Payload, limits: Limits) -> RenderedContent | TemplateContent:

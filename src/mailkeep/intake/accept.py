@@ -271,6 +271,8 @@ class Accept:
             named.append(command.sender.address)
         if isinstance(command.content, BounceContent):
             named += command.content.about
+        if not named:
+            return ()
         hashes = dict.fromkeys(address_hash(address, self._store.hash_key) for address in named)
         return tuple(digest for digest in hashes if digest not in recipients)
 

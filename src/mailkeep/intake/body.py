@@ -89,7 +89,7 @@ def _malformed(why: str) -> CommandError:
 
 
 def _once_each(members: list[tuple[str, Any]]) -> None:
-    if len({name for name, _ in members}) != len(members):
+    if len(dict(members)) != len(members):
         raise _malformed("an object has a member twice")
 
 

@@ -30,7 +30,7 @@ from mailkeep.store.malformed import MalformedCommands
 from mailkeep.store.postgres import Store, Stored
 from mailkeep.telemetry import metrics, tracing
 
-SLICE: Final = 4
+SLICE: Final = 8
 """Commands prepared before the event loop gets a turn: less than a millisecond, which a login code may have to wait."""
 PART: Final = 64
 """Commands of a batch after which their commit begins: it is under way while the next ones are prepared."""
@@ -91,13 +91,17 @@ class CommandIntake:
 
     async def _take(self, commands: Sequence[RawCommand]) -> list[Accepted | Malformed]:
         prepared: list[_Ready] = []
-        committing: list[asyncio.Future[list[Stored | BaseException]]] = []
-        for start in range(0, len(commands), PART):
-            part = [await self._in_turn(command) for command in commands[start : start + PART]]
-            committing.append(await self._commit([ready for ready in part if isinstance(ready, Prepared)]))
-            prepared += part
-            tracing.link(ready.new.traceparent for ready in part if isinstance(ready, Prepared))
-        stored = iter([answer for part_of_it in committing for answer in await part_of_it])
+        committing: list[asyncio.Future[Stored]] = []
+        try:
+            for start in range(0, len(commands), PART):
+                part = [await self._in_turn(command) for command in commands[start : start + PART]]
+                committing += await self._commit([ready for ready in part if isinstance(ready, Prepared)])
+                prepared += part
+                tracing.link(ready.new.traceparent for ready in part if isinstance(ready, Prepared))
+            stored = iter(await _settled(committing))
+        finally:
+            for commit in committing:
+                commit.cancel()  # after a stop nobody asks for it any more; it is made all the same
         answers = [
             await self._answer(command, ready, stored)
             for command, ready in zip(commands, prepared, strict=True)
@@ -139,17 +143,16 @@ class CommandIntake:
             await self._accept.right_of_way.give_way()
         return self._prepare(command)
 
-    async def _commit(self, prepared: Sequence[Prepared]) -> "asyncio.Future[list[Stored | BaseException]]":
+    async def _commit(self, prepared: Sequence[Prepared]) -> "list[asyncio.Future[Stored]]":
         """Begin to store all; answers, later, what `Prepared.accepted` reads, or what the commit raised."""
         oldest_s = min(((ready.new.id.int >> 80) / 1000 for ready in prepared), default=self._now_s())
         if oldest_s < self._now_s() - ID_DRIFT_S:
             await self._store.ensure_partitions(_DAYS_BEHIND)
         try:
             await self._accept.sign(prepared)
-            committing = [self._accept.store(ready) for ready in prepared]
+            return [self._accept.store(ready) for ready in prepared]
         except OverloadedError as fault:
             raise StoreUnavailableError(str(fault), in_doubt=False) from fault
-        return asyncio.gather(*committing, return_exceptions=True)
 
     async def _answer(
         self,
@@ -202,3 +205,14 @@ class CommandIntake:
                 log.warning("stream command rejected")
             else:
                 log.warning("sql command rejected")
+
+
+async def _settled(committing: "Sequence[asyncio.Future[Stored]]") -> list[Stored | BaseException]:
+    """Return what came of each commit, in order. Those of one commit are done together, so that one is waited for."""
+    settled: list[Stored | BaseException] = []
+    for commit in committing:
+        try:
+            settled.append(await commit)
+        except Exception as fault:  # noqa: BLE001 - whoever reads the answer raises it
+            settled.append(fault)
+    return settled
