@@ -182,9 +182,12 @@ def tend() -> None:
 
 
 def _reap(children: set[int]) -> None:
-    for pid in list(children):
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
+    # Another signal may come in the middle and reap as well: each child is whose call got it.
+    with suppress(ChildProcessError):  # the last one was the other's
+        while children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
             children.remove(pid)
             _tell(ENDED, pid, os.waitstatus_to_exitcode(status))
 
