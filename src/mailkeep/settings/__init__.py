@@ -173,6 +173,17 @@ class ListenerTlsFiles(msgspec.Struct, frozen=True):
 
 _LIMIT: Final = Limits()
 _TIMEOUT: Final = duration("100ms", "1h")
+_CERTIFICATE_KEY: Final = Setting(FILE, "Its key (PEM).", unset="in the certificate's file")
+_CLIENT_CA: Final = Setting(
+    AUTHORITIES,
+    "Authorities (PEM) of whose certificates each client must show one.",
+    unset="clients show no certificate",
+)
+_CLIENT_NAMES: Final = Setting(
+    CERTIFICATE_NAMES,
+    "Subject alternative names of the client certificates that may call.",
+    unset="every name",
+)
 _RETENTION: Final = duration("1m", "3650d")
 _MAX_BYTES: Final = 100 * 1024 * 1024  # no next hop takes more; above it memory would be the limit
 
@@ -280,24 +291,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             FILE, "Certificate chain of the internal HTTP API (PEM), which speaks HTTPS then.", unset="no TLS"
         ),
     ] = None
-    internal_http_tls_key: Annotated[
-        Path | None, Setting(FILE, "Its key (PEM).", unset="in the certificate's file")
-    ] = None
+    internal_http_tls_key: Annotated[Path | None, _CERTIFICATE_KEY] = None
     internal_http_tls_client_ca: Annotated[
         Path | None,
-        Setting(
-            AUTHORITIES,
-            "Authorities (PEM) of whose certificates each client must show one.",
-            unset="clients show no certificate",
-        ),
+        _CLIENT_CA,
     ] = None
     internal_http_tls_client_names: Annotated[
         tuple[str, ...],
-        Setting(
-            CERTIFICATE_NAMES,
-            "Subject alternative names of the client certificates that may call.",
-            unset="every name",
-        ),
+        _CLIENT_NAMES,
     ] = ()
     internal_http_client_cert: Annotated[
         Path | None,
@@ -307,9 +308,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             unset="they show none",
         ),
     ] = None
-    internal_http_client_key: Annotated[
-        Path | None, Setting(FILE, "Its key (PEM).", unset="in the certificate's file")
-    ] = None
+    internal_http_client_key: Annotated[Path | None, _CERTIFICATE_KEY] = None
 
     send_http_addr: Annotated[
         Endpoint | None,
@@ -319,24 +318,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path | None,
         Setting(FILE, "Certificate chain of `POST /send` (PEM), which speaks HTTPS then.", unset="no TLS"),
     ] = None
-    send_http_tls_key: Annotated[
-        Path | None, Setting(FILE, "Its key (PEM).", unset="in the certificate's file")
-    ] = None
+    send_http_tls_key: Annotated[Path | None, _CERTIFICATE_KEY] = None
     send_http_tls_client_ca: Annotated[
         Path | None,
-        Setting(
-            AUTHORITIES,
-            "Authorities (PEM) of whose certificates each client must show one.",
-            unset="clients show no certificate",
-        ),
+        _CLIENT_CA,
     ] = None
     send_http_tls_client_names: Annotated[
         tuple[str, ...],
-        Setting(
-            CERTIFICATE_NAMES,
-            "Subject alternative names of the client certificates that may call.",
-            unset="every name",
-        ),
+        _CLIENT_NAMES,
     ] = ()
     send_http_plain: Annotated[
         bool,
@@ -396,24 +385,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path | None,
         Setting(FILE, "Certificate chain of the console (PEM), which speaks HTTPS then.", unset="no TLS"),
     ] = None
-    console_tls_key: Annotated[
-        Path | None, Setting(FILE, "Its key (PEM).", unset="in the certificate's file")
-    ] = None
+    console_tls_key: Annotated[Path | None, _CERTIFICATE_KEY] = None
     console_tls_client_ca: Annotated[
         Path | None,
-        Setting(
-            AUTHORITIES,
-            "Authorities (PEM) of whose certificates each client must show one.",
-            unset="clients show no certificate",
-        ),
+        _CLIENT_CA,
     ] = None
     console_tls_client_names: Annotated[
         tuple[str, ...],
-        Setting(
-            CERTIFICATE_NAMES,
-            "Subject alternative names of the client certificates that may call.",
-            unset="every name",
-        ),
+        _CLIENT_NAMES,
     ] = ()
     console_plain: Annotated[
         bool,
