@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from pathlib import Path
@@ -19,6 +20,10 @@ from mailkeep.store.postgres import Store
 # A slow or busy machine is no fault of the code: examples are bounded in number, not in time.
 settings.register_profile("mailkeep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mailkeep")
+
+# A shell that began this in the background has it ignore Ctrl-C, and so would every process that a test begins and interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEMPLATE = "migrated"
 MIN_FREE_BYTES = 4 * 1024**3

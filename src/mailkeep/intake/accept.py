@@ -423,8 +423,11 @@ class Accept:
             self._pool.cancel(new.id, new.next_hop, new.delivery_class, new.size_bytes)
 
 
+_TAKEN: Final = (UUID, Suppressed)
+
+
 def _count(stored: Iterable[tuple[NewDelivery, Stored]]) -> None:
-    accepted = [(new, answer) for new, answer in stored if isinstance(answer, UUID | Suppressed)]
+    accepted = [(new, answer) for new, answer in stored if isinstance(answer, _TAKEN)]
     metrics.count(metrics.ACCEPTED, ((new.source,) for new, _ in accepted))
     metrics.count(
         metrics.SUPPRESSED,

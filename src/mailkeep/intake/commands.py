@@ -21,6 +21,7 @@ from mailkeep.core.command import (
     parse_delivery_id,
     parse_request,
 )
+from mailkeep.core.ids import id_text
 from mailkeep.core.malformed import Intake, Malformed, malformed
 from mailkeep.intake.accept import Accept, Accepted, Prepared
 from mailkeep.intake.stream_entry import REQUIRED, REQUIRED_OF_STREAM, parse_entry
@@ -30,8 +31,9 @@ from mailkeep.store.malformed import MalformedCommands
 from mailkeep.store.postgres import Store, Stored
 from mailkeep.telemetry import metrics, tracing
 
-SLICE: Final = 8
-"""Commands prepared before the event loop gets a turn: less than a millisecond, which a login code may have to wait."""
+SLICE: Final = 32
+"""Commands read, or prepared, before the event loop gets a turn: a millisecond or two, which a login code may have to wait.
+One after the other through one step costs a fifth less than each through all steps: the processor keeps what a step needs."""
 PART: Final = 64
 """Commands of a batch after which their commit begins: it is under way while the next ones are prepared."""
 MAX_AGE_S: Final = 7 * 86_400.0
@@ -59,6 +61,16 @@ class RawCommand(msgspec.Struct, frozen=True):
         return malformed(self.intake, self.entry_id, self.fields, fault, self.delivery_id)
 
 
+class _Asked(msgspec.Struct, frozen=True, gc=False):
+    """A valid command, with what came beside it."""
+
+    raw: RawCommand
+    delivery_id: UUID
+    key: str
+    command: Command
+    traceparent: str | None
+
+
 class _Undeliverable(msgspec.Struct, frozen=True):
     """A valid command that can't be delivered as things are now; it may have been accepted when they were otherwise."""
 
@@ -78,7 +90,6 @@ class CommandIntake:
         self._store = store
         self._records = MalformedCommands(store)
         self._now_s = now_s
-        self._until_turn = SLICE
         self._log = structlog.get_logger("command_intake")
 
     async def take(self, commands: Sequence[RawCommand]) -> list[Accepted | Malformed]:
@@ -94,7 +105,7 @@ class CommandIntake:
         committing: list[asyncio.Future[Stored]] = []
         try:
             for start in range(0, len(commands), PART):
-                part = [await self._in_turn(command) for command in commands[start : start + PART]]
+                part = await self._ready(commands[start : start + PART])
                 committing += await self._commit([ready for ready in part if isinstance(ready, Prepared)])
                 prepared += part
                 tracing.link(ready.new.traceparent for ready in part if isinstance(ready, Prepared))
@@ -112,36 +123,45 @@ class CommandIntake:
             self._say(refused)
         return answers
 
-    def _prepare(self, command: RawCommand) -> _Ready:
+    async def _ready(self, commands: Sequence[RawCommand]) -> list[_Ready]:
+        """Prepare commands, a slice of them in each turn of the event loop."""
+        ready: list[_Ready] = []
+        for start in range(0, len(commands), SLICE):
+            await self._accept.right_of_way.give_way()
+            asked = [self._read(command) for command in commands[start : start + SLICE]]
+            await self._accept.right_of_way.give_way()
+            ready += [self._prepare(one) if isinstance(one, _Asked) else one for one in asked]
+        return ready
+
+    def _read(self, raw: RawCommand) -> _Asked | Malformed:
         try:
-            if command.fault is not None:
-                return command.refused(command.fault)
+            if raw.fault is not None:
+                return raw.refused(raw.fault)
             rules = self._accept.policy.rules
-            request = parse_entry(command.fields, 2 * rules.limits.message_bytes, _REQUIRED[command.intake])
+            request = parse_entry(raw.fields, 2 * rules.limits.message_bytes, _REQUIRED[raw.intake])
             assert request.delivery_id is not None  # the consumer of SQL commands gives it
             delivery_id = parse_delivery_id(request.delivery_id, self._now_s(), MAX_AGE_S)
-            key, parsed = request.idempotency_key or str(delivery_id), parse_request(request, rules)
-            try:
-                return self._accept.prepare(
-                    parsed,
-                    key=key,
-                    delivery_id=delivery_id,
-                    traceparent=request.traceparent or tracing.current_traceparent(None),
-                )
-            except CommandError as fault:
-                return _Undeliverable(parsed, key, fault)
+            return _Asked(
+                raw,
+                delivery_id,
+                request.idempotency_key or id_text(delivery_id),
+                parse_request(request, rules),
+                request.traceparent or tracing.current_traceparent(None),
+            )
         except CommandError as fault:
-            return command.refused(fault)
+            return raw.refused(fault)
         except Exception as fault:  # noqa: BLE001 - a boundary: a command that trips us is malformed, the others go on
-            return command.refused(self._tripped(command, fault))
+            return self._tripped(raw, fault)
 
-    async def _in_turn(self, command: RawCommand) -> "_Ready":
-        """Prepare one command when others had their turn of the event loop."""
-        self._until_turn -= 1
-        if self._until_turn <= 0:
-            self._until_turn = SLICE
-            await self._accept.right_of_way.give_way()
-        return self._prepare(command)
+    def _prepare(self, asked: _Asked) -> _Ready:
+        try:
+            return self._accept.prepare(
+                asked.command, key=asked.key, delivery_id=asked.delivery_id, traceparent=asked.traceparent
+            )
+        except CommandError as fault:
+            return _Undeliverable(asked.command, asked.key, fault)
+        except Exception as fault:  # noqa: BLE001 - as above
+            return self._tripped(asked.raw, fault)
 
     async def _commit(self, prepared: Sequence[Prepared]) -> "list[asyncio.Future[Stored]]":
         """Begin to store all; answers, later, what `Prepared.accepted` reads, or what the commit raised."""
@@ -174,16 +194,17 @@ class CommandIntake:
         except CommandError as fault:
             return command.refused(fault)
 
-    def _tripped(self, command: RawCommand, fault: Exception) -> CommandError:
+    def _tripped(self, raw: RawCommand, fault: Exception) -> Malformed:
         # Its words may hold what the command held; its type and place do not.
         place = traceback.extract_tb(fault.__traceback__)[-1]
         self._log.error(
             "command met a fault",
-            entry_id=command.entry_id,
+            entry_id=raw.entry_id,
             error=type(fault).__name__,
             at=f"{place.filename}:{place.lineno}",
         )
-        return CommandError(FailureCode.INVALID_FIELD, "", f"met a fault of Mailkeep: {type(fault).__name__}")
+        why = f"met a fault of Mailkeep: {type(fault).__name__}"
+        return raw.refused(CommandError(FailureCode.INVALID_FIELD, "", why))
 
     def _say(self, refused: Sequence[Malformed]) -> None:
         metrics.count(

@@ -5,7 +5,7 @@ shown and replayed alike.
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -21,8 +21,10 @@ REQUIRED_OF_STREAM: Final = (
     "requested_at_ms",
     "payload_json",
 )
-OPTIONAL: Final = ("class", "guarantee", "expires_at_ms", "send_at_ms", "supersede_key", "traceparent")
+CLASS: Final = "class"
+OPTIONAL: Final = (CLASS, "guarantee", "expires_at_ms", "send_at_ms", "supersede_key", "traceparent")
 PAYLOAD: Final = "payload_json"
+_RAW_PAYLOAD: Final = PAYLOAD.encode()
 _PAYLOAD_OBJECT: Final = "payload"
 MAX_DIGITS: Final = len(str(EPOCH_MS_MAX))
 INSTANTS: Final = frozenset({"requested_at_ms", "expires_at_ms", "send_at_ms"})
@@ -34,13 +36,16 @@ def parse_entry(
     fields: Mapping[bytes, bytes], max_bytes: int, required: tuple[str, ...] = REQUIRED_OF_STREAM
 ) -> DeliveryRequest:
     """Return the request in `fields`. Raises `CommandError`; `max_bytes` bounds each value."""
-    texts = _texts(fields, max_bytes)
+    values: dict[str, Any] = _texts(fields, max_bytes)
     for name in required:
-        if name not in texts:
+        if name not in values:
             raise CommandError(FailureCode.MISSING_FIELD, name, "is required")
-    payload = _payload(texts.pop(PAYLOAD).encode())
-    values = {name: _instant(name, text) if name in INSTANTS else text for name, text in texts.items()}
-    return msgspec.convert({**values, "payload": payload}, DeliveryRequest)
+    del values[PAYLOAD]
+    for name in INSTANTS & values.keys():
+        values[name] = _instant(name, values[name])
+    if CLASS in values:
+        values["delivery_class"] = values.pop(CLASS)
+    return DeliveryRequest(payload=_payload(fields[_RAW_PAYLOAD]), **values)
 
 
 def entry_of_json(command: bytes) -> tuple[dict[bytes, bytes], CommandError | None]:

@@ -279,13 +279,15 @@ class Store:
         ]
 
     async def _answers(self, batch: Sequence[NewDelivery], stored: Mapping[UUID, str | None]) -> list[Stored]:
+        if len(stored) == len(batch):
+            return [_born(new, stored[new.id]) for new in batch]
         taken = [(new.source, new.idempotency_key) for new in batch if new.id not in stored]
         holders: dict[tuple[str, str], KeyHolder] = {}
         missing: StoreError = StoreUnavailableError(
             "the holder of the key is just being removed", in_doubt=False
         )
         try:
-            holders = await self.find_keys(taken) if taken else {}
+            holders = await self.find_keys(taken)
         except StoreUnavailableError as fault:
             missing = fault  # those that were stored are none the worse for it
         return [

@@ -286,11 +286,12 @@ def _multipart(subtype: str, boundary: str, entities: Iterable[_Entity], paramet
 def _text(subtype: str, text: str) -> _Entity:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
+    lines = text.removesuffix("\n").split("\n")
     try:
-        octets = (text.removesuffix("\n").replace("\n", "\r\n") + "\r\n").encode()
+        octets = "\r\n".join((*lines, "")).encode()
     except UnicodeEncodeError:
         raise MessageError(f"the {subtype} text holds a lone surrogate") from None
-    if _is_seven_bit(octets):
+    if max(map(len, lines)) <= TEXT_LINE_CHARS and not octets.translate(None, _SEVEN_BIT):
         encoding, body = "7bit", octets
     elif _is_mostly_high(octets):
         encoding, body = "base64", _base64(octets)
@@ -298,11 +299,6 @@ def _text(subtype: str, text: str) -> _Entity:
         encoding, body = "quoted-printable", binascii.b2a_qp(octets)
     headers = f"Content-Type: text/{subtype}; charset=utf-8\r\nContent-Transfer-Encoding: {encoding}\r\n"
     return _Entity(headers, (body,))
-
-
-def _is_seven_bit(octets: bytes) -> bool:
-    lines = octets.split(b"\r\n")
-    return max(map(len, lines)) <= TEXT_LINE_CHARS and not octets.translate(None, _SEVEN_BIT)
 
 
 def _is_mostly_high(octets: bytes) -> bool:
