@@ -194,6 +194,14 @@ class Command(msgspec.Struct, frozen=True, gc=False):
     sender: Mailbox | None = None
 
     @property
+    def size_bytes(self) -> int:
+        """The size of what it carries: attachments, and content that comes ready."""
+        size = sum([len(file.content) for file in self.attachments]) if self.attachments else 0
+        if isinstance(self.content, RenderedContent):
+            size += len(self.content.text or "") + len(self.content.html or "")
+        return size
+
+    @property
     def recipients(self) -> tuple[Mailbox, ...]:
         """Every address of the envelope once, in the order to, cc, bcc; an ordinal is an index into this."""
         unique: dict[str, Mailbox] = {}

@@ -23,6 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from mailkeep.aside import PIECE_BYTES, breathe
+
 ALWAYS: Final = ("from", "reply-to", "to", "cc", "subject", "date", "message-id")
 """Signed once more than present, also where that is not at all."""
 IF_PRESENT: Final = (
@@ -66,9 +68,9 @@ def signatures(message: bytes, keys: Iterable[SigningKey], signed_at_s: int) -> 
 
     `message` is as `build_message` wrote it; `signed_at_s` is in Unix seconds.
     """
-    head, _, body = message.partition(b"\r\n\r\n")
-    names, fields = _covered(head)
-    body_hash = _base64(hashlib.sha256(_relaxed_body(body)).digest())
+    head_end = message.index(b"\r\n\r\n")
+    names, fields = _covered(message[:head_end])
+    body_hash = _base64(_body_hash(message, head_end + 4))
     return b"".join(_signature(key, names, fields, body_hash, signed_at_s) for key in keys)
 
 
@@ -121,13 +123,30 @@ def _relaxed_field(field: bytes) -> bytes:
     return name.strip().lower() + b":" + b" ".join(value.split())
 
 
-def _relaxed_body(body: bytes) -> bytes:
-    """Return a body in the form of section 3.4.4. Its passes are finds and copies in C, also over 25 MB of base64."""
-    body = body.replace(b"\t", b" ")
-    while b"  " in body:  # halves each run, and lines have at most 998 octets
-        body = body.replace(b"  ", b" ")
-    body = body.replace(b" \r\n", b"\r\n").rstrip(b"\r\n")
-    return body + b"\r\n" if body else b""
+def _body_hash(message: bytes, start: int) -> bytes:
+    """Return the hash of the body, from `start` on, in the form of section 3.4.4; no second copy of it is made."""
+    hashed, line_ends = hashlib.sha256(), b""
+    is_empty = True
+    while start < len(message):
+        end = message.find(b"\n", start + PIECE_BYTES) + 1 or len(message)
+        lines = _relaxed_lines(message[start:end])
+        text = lines.rstrip(b"\r\n")
+        if text:  # else empty lines, which count only if others follow
+            hashed.update(line_ends + text)
+            line_ends, is_empty = b"", False
+        line_ends += lines[len(text) :]
+        start = end
+        breathe()
+    if not is_empty:
+        hashed.update(b"\r\n")
+    return hashed.digest()
+
+
+def _relaxed_lines(lines: bytes) -> bytes:
+    lines = lines.replace(b"\t", b" ")
+    while b"  " in lines:  # halves each run, and lines have at most 998 octets
+        lines = lines.replace(b"  ", b" ")
+    return lines.replace(b" \r\n", b"\r\n")
 
 
 def _base64(octets: bytes) -> str:

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 
+from mailkeep.aside import LARGE_BYTES, aside
 from mailkeep.core.address import Mailbox
 from mailkeep.core.command import (
     EPOCH_MS_MAX,
@@ -56,6 +57,8 @@ ONE_CLICK: Final = ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")
 """RFC 8058: that posting to the URL of List-Unsubscribe is enough."""
 GATHER_S: Final = 0.002
 """How long callers wait for others under load, to share a commit with them; login codes don't."""
+LARGE_LANES: Final = 2
+"""Commits of large mail at a time, each of one: the driver copies it thrice, and one is encoded while another is being written."""
 DOUBT_WAITS_S: Final = (0.1, 0.3, 1.0, 2.0)
 """Before PostgreSQL is asked what became of a commit whose answer was lost: a connection is made anew at once, a restart or a
 switchover takes seconds. After that the caller is told to repeat."""
@@ -126,11 +129,10 @@ class Accept:
         self._on_waiting = on_waiting
         self._signer = signer
         self.right_of_way = right_of_way
-        # Login codes have commits of their own: theirs never waits behind a batch of the rest.
-        self._committing = {
-            True: GroupCommit(self._commit),
-            False: GroupCommit(self._commit, gather_s=GATHER_S),
-        }
+        # Login codes have commits of their own: theirs never waits behind a batch of the rest, nor this behind large mail.
+        self._login_codes = GroupCommit(self._commit)
+        self._others = GroupCommit(self._commit, gather_s=GATHER_S)
+        self._large = GroupCommit(self._commit, lanes=LARGE_LANES, max_batch=1)
         self.policy = policy
 
     async def accept(
@@ -157,7 +159,12 @@ class Accept:
         self, command: Command, key: str | None, delivery_id: UUID | None, traceparent: str | None
     ) -> Accepted:
         try:
-            prepared = self.prepare(command, key=key, delivery_id=delivery_id, traceparent=traceparent)
+            if command.size_bytes > LARGE_BYTES:
+                prepared = await self.prepare_aside(
+                    command, key=key, delivery_id=delivery_id, traceparent=traceparent
+                )
+            else:
+                prepared = self.prepare(command, key=key, delivery_id=delivery_id, traceparent=traceparent)
         except CommandError:
             replay = await self.find(command, key) if key else None
             if replay is None:
@@ -175,7 +182,21 @@ class Accept:
         traceparent: str | None = None,
     ) -> "Prepared":
         """Return the delivery that `command` makes, rendered; nothing is stored. Raises `CommandError`."""
-        new = self._deliverable(command, key, delivery_id, traceparent)
+        new, parts = self._deliverable(command, key, delivery_id, traceparent)
+        self._fix(new, command, parts)
+        return Prepared(new, has_own_id=delivery_id is not None)
+
+    async def prepare_aside(
+        self,
+        command: Command,
+        *,
+        key: str | None,
+        delivery_id: UUID | None = None,
+        traceparent: str | None = None,
+    ) -> "Prepared":
+        """Return what `prepare` returns, for large mail: the passes over its content are made aside."""
+        new, parts = self._deliverable(command, key, delivery_id, traceparent)
+        await aside(self._fix, new, command, parts)
         return Prepared(new, has_own_id=delivery_id is not None)
 
     async def sign(self, prepared: Sequence["Prepared"]) -> None:
@@ -188,10 +209,15 @@ class Accept:
         new = prepared.new
         new.status = self._birth_status(new)
         try:
-            return self._committing[new.delivery_class is DeliveryClass.AUTH].submit(new)
+            return self._lane(new).submit(new)
         except OverloadedError:
             self._withdraw(new)
             raise
+
+    def _lane(self, new: NewDelivery) -> "GroupCommit[NewDelivery, Stored]":
+        if new.size_bytes > LARGE_BYTES:
+            return self._large
+        return self._login_codes if new.delivery_class is DeliveryClass.AUTH else self._others
 
     async def find(self, command: Command, key: str) -> Accepted | None:
         """Return what `command` was answered before under `key`, None if never.
@@ -200,7 +226,11 @@ class Accept:
         key belongs to another command.
         """
         holder = (await self._store.find_keys([(command.source, key)])).get((command.source, key))
-        return _replay(holder, fingerprint(command, self._store.hash_key)) if holder else None
+        if holder is None:
+            return None
+        if command.size_bytes > LARGE_BYTES:
+            return _replay(holder, await aside(fingerprint, command, self._store.hash_key))
+        return _replay(holder, fingerprint(command, self._store.hash_key))
 
     def now_s(self) -> float:
         """Return the database's clock in Unix seconds: that of this machine decides nothing."""
@@ -208,7 +238,7 @@ class Accept:
 
     async def drain(self) -> None:
         """Wait until every commit under way is done."""
-        for commits in self._committing.values():
+        for commits in (self._login_codes, self._others, self._large):
             await commits.drain()
 
     # -- from command to delivery ------------------------------------------------------------------------------
@@ -219,21 +249,20 @@ class Accept:
         key: str | None,
         delivery_id: UUID | None,
         traceparent: str | None,
-    ) -> NewDelivery:
+    ) -> tuple[NewDelivery, MessageParts]:
+        """Return the delivery but for what `_fix` gives it, and what its message is made of."""
         now_s = self.now_s()
         new_delivery_id = delivery_id or new_id(now_s)
         content = self._render(command)
         rendered = content if isinstance(content, Rendered) else None
         send_at = _instant(command.send_at_ms)
-        message = self._message(
-            command, content, new_delivery_id, send_at or datetime.fromtimestamp(now_s, UTC)
-        )
+        parts = self._parts(command, content, new_delivery_id, send_at or datetime.fromtimestamp(now_s, UTC))
         recipients = command.recipients
         recipient_hashes = tuple(
             address_hash(mailbox.address, self._store.hash_key) for mailbox in recipients
         )
         author = command.sender or self.policy.sender
-        return NewDelivery(
+        new = NewDelivery(
             id=new_delivery_id,
             source=command.source,
             delivery_class=command.delivery_class,
@@ -241,13 +270,13 @@ class Accept:
             status=DeliveryStatus.RENDERED,
             next_hop=self._next_hop(recipients),
             idempotency_key=key or id_text(new_delivery_id),
-            fingerprint=fingerprint(command, self._store.hash_key),
+            fingerprint=b"",
             sender=NULL_SENDER if command.source is Source.BOUNCE else author.address,
             recipients=tuple(mailbox.address for mailbox in recipients),
             recipient_hashes=recipient_hashes,
             named_hashes=self._named(command, recipient_hashes),
             recipient_domain=recipients[0].domain,
-            message=message,
+            message=None,
             sensitive=command.delivery_class is DeliveryClass.AUTH
             or (rendered is not None and rendered.sensitive),
             send_at=send_at,
@@ -263,6 +292,22 @@ class Accept:
             traceparent=traceparent,
             author_domain=author.domain,
         )
+        return new, parts
+
+    def _fix(self, new: NewDelivery, command: Command, parts: MessageParts) -> None:
+        """Fix the bytes of `new`, which nobody else has yet, and what it is known by: every pass over the content is here."""
+        try:
+            new.message = build_message(parts, boundary_seed=id_text(new.id))
+        except MessageError as fault:
+            # The second wall: what validation let through and a header could not carry safely.
+            raise CommandError(FailureCode.INVALID_FIELD, "payload", str(fault)) from None
+        if len(new.message) > self.policy.rules.limits.message_bytes:
+            raise CommandError(
+                FailureCode.TOO_LARGE,
+                "payload",
+                f"makes a message larger than {self.policy.rules.limits.message_bytes} bytes",
+            )
+        new.fingerprint = fingerprint(command, self._store.hash_key)
 
     def _named(self, command: Command, recipients: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Return the hashes of whom the content names beside its recipients; the deployment's own address is nobody."""
@@ -286,20 +331,19 @@ class Accept:
             case RenderedContent() | BounceContent() as ready:
                 return ready
 
-    def _message(
+    def _parts(
         self,
         command: Command,
         content: RenderedContent | BounceContent | Rendered,
         delivery_id: UUID,
         date: datetime,
-    ) -> bytes:
-        seed = id_text(delivery_id)
+    ) -> MessageParts:
         sender, report = command.sender or self.policy.sender, None
         if isinstance(content, BounceContent):
             sender = msgspec.structs.replace(sender, display=MAILER)
             report = Report(content.status, content.head)
-        parts = MessageParts(
-            message_id=f"{seed}@{sender.domain}",
+        return MessageParts(
+            message_id=f"{id_text(delivery_id)}@{sender.domain}",
             date=date,
             sender=sender,
             to=command.to,
@@ -312,18 +356,6 @@ class Accept:
             headers=_headers(command),
             report=report,
         )
-        try:
-            message = build_message(parts, boundary_seed=seed)
-        except MessageError as fault:
-            # The second wall: what validation let through and a header could not carry safely.
-            raise CommandError(FailureCode.INVALID_FIELD, "payload", str(fault)) from None
-        if len(message) > self.policy.rules.limits.message_bytes:
-            raise CommandError(
-                FailureCode.TOO_LARGE,
-                "payload",
-                f"makes a message larger than {self.policy.rules.limits.message_bytes} bytes",
-            )
-        return message
 
     def _expires_at(self, command: Command, now_s: float) -> datetime | None:
         if command.expires_at_ms is not None:

@@ -14,17 +14,18 @@ Never logs or answers what a request holds.
 import re
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
 import msgspec
 import structlog
 from starlette.types import Receive, Scope, Send
 
+from mailkeep.aside import LARGE_BYTES, aside
 from mailkeep.core.command import CommandError, FailureCode, check_key
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.intake.accept import Accepted
-from mailkeep.intake.body import check_content_type, check_json
+from mailkeep.intake.body import Files, check_content_type, check_json, decode_large
 from mailkeep.intake.problems import (
     MEDIA_TYPE,
     Headers,
@@ -53,6 +54,7 @@ _JSON: Final = (b"content-type", b"application/json")
 _PROBLEM: Final = (b"content-type", MEDIA_TYPE)
 _REPLAYED: Final = (b"idempotent-replayed", b"true")
 _ENCODER: Final = msgspec.json.Encoder()
+T = TypeVar("T")
 
 
 class DeliveryAnswer(msgspec.Struct, frozen=True, gc=False):
@@ -63,11 +65,25 @@ class DeliveryAnswer(msgspec.Struct, frozen=True, gc=False):
 
 
 class TakenRequest(msgspec.Struct, frozen=True, gc=False):
-    """A request that came whole and holds JSON."""
+    """A request that came whole and holds JSON, which is checked where the body is small; what came in pieces is a bytearray."""
 
     key: str | None
     traceparent: str | None
     body: bytes | bytearray
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its body is to be worked on aside."""
+        return len(self.body) > LARGE_BYTES
+
+    async def decode_aside(
+        self, decoder: "msgspec.json.Decoder[T]", give_back: Callable[[T, Files], T | None]
+    ) -> T:
+        """Return what `decode_large` makes of the body, of which nothing is left then. Raises `CommandError`."""
+        decoded = await aside(decode_large, self.body, decoder, give_back)
+        if isinstance(self.body, bytearray):
+            self.body.clear()  # what it held is held decoded from now on
+        return decoded
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -118,6 +134,7 @@ class HttpApplication:
         receive: Receive,
     ) -> Answer:
         held = bytearray()
+        held_bytes = 0  # of it, whoever clears it
         try:
             check_content_type(headers)
             key, traceparent = (
@@ -126,14 +143,16 @@ class HttpApplication:
             )
             _check_size(int(headers.get(b"content-length", 0)), max_bytes)
             body = await self._read(receive, held, max_bytes)
-            check_json(body)
+            held_bytes = len(held)
+            if len(body) <= LARGE_BYTES:
+                check_json(body)
             return await take(TakenRequest(key, traceparent, body))
         except ClientGoneError:
             raise
         except Exception as fault:  # noqa: BLE001 - a boundary: the caller gets a problem, the next one is served
             return self.refusal_of(fault)
         finally:
-            self._held_bytes -= len(held)
+            self._held_bytes -= held_bytes or len(held)
 
     async def _read(self, receive: Receive, held: bytearray, max_bytes: int) -> bytes | bytearray:
         """Return the body; one that comes in pieces is gathered in `held`."""

@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from mailkeep.aside import LARGE_BYTES, aside
 from mailkeep.core.command import (
     ID_DRIFT_S,
     Command,
@@ -55,6 +56,11 @@ class RawCommand(msgspec.Struct, frozen=True):
     fields: Mapping[bytes, bytes]
     fault: CommandError | None = None
     delivery_id: UUID | None = None
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is to be worked on aside."""
+        return sum(map(len, self.fields.values())) > LARGE_BYTES
 
     def refused(self, fault: CommandError) -> Malformed:
         """Return the record of this command, which `fault` refused."""
@@ -128,9 +134,18 @@ class CommandIntake:
         ready: list[_Ready] = []
         for start in range(0, len(commands), SLICE):
             await self._accept.right_of_way.give_way()
-            asked = [self._read(command) for command in commands[start : start + SLICE]]
+            asked = [
+                await aside(self._read, command) if command.is_large else self._read(command)
+                for command in commands[start : start + SLICE]
+            ]
             await self._accept.right_of_way.give_way()
-            ready += [self._prepare(one) if isinstance(one, _Asked) else one for one in asked]
+            for one in asked:
+                if not isinstance(one, _Asked):
+                    ready.append(one)
+                elif one.command.size_bytes > LARGE_BYTES:
+                    ready.append(await self._prepare_aside(one))
+                else:
+                    ready.append(self._prepare(one))
         return ready
 
     def _read(self, raw: RawCommand) -> _Asked | Malformed:
@@ -158,10 +173,21 @@ class CommandIntake:
             return self._accept.prepare(
                 asked.command, key=asked.key, delivery_id=asked.delivery_id, traceparent=asked.traceparent
             )
-        except CommandError as fault:
-            return _Undeliverable(asked.command, asked.key, fault)
         except Exception as fault:  # noqa: BLE001 - as above
-            return self._tripped(asked.raw, fault)
+            return self._not_ready(asked, fault)
+
+    async def _prepare_aside(self, asked: _Asked) -> _Ready:
+        try:
+            return await self._accept.prepare_aside(
+                asked.command, key=asked.key, delivery_id=asked.delivery_id, traceparent=asked.traceparent
+            )
+        except Exception as fault:  # noqa: BLE001 - as above
+            return self._not_ready(asked, fault)
+
+    def _not_ready(self, asked: _Asked, fault: Exception) -> _Undeliverable | Malformed:
+        if isinstance(fault, CommandError):
+            return _Undeliverable(asked.command, asked.key, fault)
+        return self._tripped(asked.raw, fault)
 
     async def _commit(self, prepared: Sequence[Prepared]) -> "list[asyncio.Future[Stored]]":
         """Begin to store all; answers, later, what `Prepared.accepted` reads, or what the commit raised."""

@@ -16,6 +16,7 @@ from uuid import UUID
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from mailkeep.aside import LARGE_BYTES, aside
 from mailkeep.core.command import (
     MAX_KEY_CHARS,
     CommandError,
@@ -41,8 +42,9 @@ from mailkeep.intake.application import (
     respond,
     said,
 )
-from mailkeep.intake.body import decode_json
+from mailkeep.intake.body import Files, check_json, decode_json, decode_large
 from mailkeep.intake.problems import HttpCode, Problem, ProblemError, make_problem
+from mailkeep.intake.stream_entry import payload_with_files
 
 DELIVERIES: Final = "/api/v1/internal/deliveries"
 BATCH: Final = f"{DELIVERIES}/batch"
@@ -174,14 +176,21 @@ class InternalHttpApp(HttpApplication):
         return said(LoginCodeAnswer(outcome, accepted.delivery_id), replayed=accepted.replayed)
 
     async def _take_delivery(self, request: TakenRequest) -> Answer:
-        delivery = decode_json(request.body, _DELIVERY)
+        delivery = (
+            await request.decode_aside(_DELIVERY, _with_files)
+            if request.is_large
+            else decode_json(request.body, _DELIVERY)
+        )
         if request.key is not None and delivery.idempotency_key not in (None, request.key):
             raise ProblemError(key_problem("differs from the member idempotency_key"))
         accepted = await self._take(delivery, request.key, request.traceparent)
         return acceptance(202, accepted)
 
     async def _take_batch(self, request: TakenRequest) -> Answer:
-        commands = decode_json(request.body, _BATCH).commands
+        if request.is_large:
+            commands = (await aside(_decode_batch, request.body)).commands
+        else:
+            commands = decode_json(request.body, _BATCH).commands
         if len(commands) > MAX_COMMANDS:
             raise CommandError(FailureCode.TOO_LARGE, "commands", f"more than {MAX_COMMANDS} commands")
         if request.key is not None and len(request.key) > MAX_BATCH_KEY_CHARS:
@@ -203,7 +212,10 @@ class InternalHttpApp(HttpApplication):
         self, command: msgspec.Raw, key: str | None, traceparent: str | None
     ) -> CommandAnswer:
         try:
-            delivery = decode_json(command, _DELIVERY)
+            if len(memoryview(command)) > LARGE_BYTES:
+                delivery = await aside(decode_large, bytes(command), _DELIVERY, _with_files)
+            else:
+                delivery = decode_json(command, _DELIVERY)
             accepted = await self._take(delivery, delivery.idempotency_key or key, traceparent)
         except Exception as fault:  # noqa: BLE001 - a boundary: this command gets a problem, the others go on
             problem = self.problem(fault)
@@ -218,3 +230,13 @@ class InternalHttpApp(HttpApplication):
             delivery_id=None if delivery_id is None else parse_delivery_id(delivery_id, self._accept.now_s()),
             traceparent=delivery.traceparent or traceparent,
         )
+
+
+def _decode_batch(body: bytes | bytearray) -> BatchRequest:
+    check_json(body)
+    return decode_json(body, _BATCH)
+
+
+def _with_files(delivery: DeliveryRequest, files: Files) -> DeliveryRequest | None:
+    payload = payload_with_files(delivery.payload, files)
+    return None if payload is None else msgspec.structs.replace(delivery, payload=payload)

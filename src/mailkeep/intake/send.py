@@ -28,7 +28,7 @@ from mailkeep.intake.application import (
     respond,
 )
 from mailkeep.intake.bearer import Bearers, forbidden
-from mailkeep.intake.body import decode_json
+from mailkeep.intake.body import Files, decode_json, with_files
 from mailkeep.intake.problems import HttpCode, ProblemError, make_problem
 from mailkeep.intake.rate import RateLimitedError, RateLimiter
 
@@ -66,7 +66,12 @@ class SendHttpApp(HttpApplication):
             await self.serve(partial(self._take, owner), self._max_bytes, scope, receive, send)
 
     async def _take(self, owner: Owner, request: TakenRequest) -> Answer:
-        command = parse_send(decode_json(request.body, _SEND), self._accept.policy.rules)
+        sent = (
+            await request.decode_aside(_SEND, _with_files)
+            if request.is_large
+            else decode_json(request.body, _SEND)
+        )
+        command = parse_send(sent, self._accept.policy.rules)
         assert command.sender is not None
         if not owner.owns(command.sender):
             raise forbidden("it does not own this address", "from")
@@ -85,3 +90,8 @@ class SendHttpApp(HttpApplication):
 def _key_of(owner: Owner, key: str) -> str:
     """Return the key under which a mail of `owner` is kept: all owners share the keys of one source."""
     return hashlib.blake2b(f"{owner.name}\n{key}".encode(), digest_size=32).hexdigest()
+
+
+def _with_files(sent: SendRequest, files: Files) -> SendRequest | None:
+    attachments = with_files(sent.attachments, files)
+    return None if attachments is None else msgspec.structs.replace(sent, attachments=attachments)

@@ -3,7 +3,7 @@
 A message is signed once, before it is stored, so that each attempt sends the same bytes (invariant I9). cryptography lets go
 of the interpreter while it signs: the event loop goes on, and each thread has a core to itself. Messages go to a thread in
 batches, since for Ed25519 going there costs as much as signing. Login codes have a lane of their own and never wait behind a
-flood. Called by `mailkeep.intake.accept`.
+flood; large messages are signed aside. Called by `mailkeep.intake.accept`.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Final
 
+from mailkeep.aside import LARGE_BYTES, aside
 from mailkeep.core.delivery import DeliveryClass
 from mailkeep.core.queue import NewDelivery
 from mailkeep.dkim.keys import Keyring
@@ -42,6 +43,9 @@ class Signer:
         keys = self._keyring.signing(domain, datetime.fromtimestamp(self._now_s(), UTC))
         if keys:
             assert new.message is not None
+            if len(new.message) > LARGE_BYTES:
+                new.message = await aside(_signed, new.message, keys, int(self._now_s()))
+                return
             lanes = self._login_codes if new.delivery_class is DeliveryClass.AUTH else self._others
             new.message = await lanes.submit((new.message, keys))
 
@@ -49,10 +53,14 @@ class Signer:
         signed_at_s = int(self._now_s())
 
         def sign_all() -> list[bytes]:
-            return [signatures(message, keys, signed_at_s) + message for message, keys in batch]
+            return [_signed(message, keys, signed_at_s) for message, keys in batch]
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, sign_all)
 
     def close(self) -> None:
         """Let the threads end; what waits is dropped, nobody waits for it any more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _signed(message: bytes, keys: tuple[SigningKey, ...], signed_at_s: int) -> bytes:
+    return signatures(message, keys, signed_at_s) + message

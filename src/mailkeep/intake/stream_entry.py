@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import msgspec
 
+from mailkeep.aside import LARGE_BYTES
 from mailkeep.core.command import EPOCH_MS_MAX, CommandError, DeliveryRequest, FailureCode, Payload
-from mailkeep.intake.body import check_json, decode_json
+from mailkeep.intake.body import check_json, decode_json, decode_large, payload_with_files
 
 REQUIRED: Final = ("source", "payload_mode", "payload_json")
 REQUIRED_OF_STREAM: Final = (
@@ -88,6 +89,8 @@ def repaired(fields: Mapping[bytes, bytes], repairs: Mapping[str, str | None]) -
 
 def _payload(data: bytes) -> Payload:
     try:
+        if len(data) > LARGE_BYTES:
+            return decode_large(data, _PAYLOAD_DECODER, payload_with_files)
         check_json(data)
         return decode_json(data, _PAYLOAD_DECODER)
     except CommandError as fault:

@@ -6,9 +6,12 @@ CR, LF, NUL or `>` ever changes the meaning of a command and no bare line end or
 """
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
+
+from mailkeep.aside import PIECE_BYTES, breathe
 
 _UTF8_LOCAL: Final = r"[^\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff\"(),:;<>@\[\\\]]+"
 _QUOTED_LOCAL: Final = r'"(?:[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"\\]|\\[\x20-\x7e])*"'
@@ -61,9 +64,20 @@ def check_safe(envelope: Envelope) -> None:
     if not all(map(_ADDRESS.fullmatch, envelope.addresses)):
         raise UnsafeEnvelopeError("a recipient is not an address that fits a command")
     message = envelope.message
-    line_ends = message.count(b"\r\n")
-    if message.count(b"\n") != line_ends or message.count(b"\r") != line_ends or b"\0" in message:
+    line_ends = _count(message, b"\r\n")
+    if _count(message, b"\n") != line_ends or _count(message, b"\r") != line_ends or _count(message, b"\0"):
         raise UnsafeEnvelopeError("the message has a bare CR or LF, or a NUL")
+
+
+def _count(message: bytes, octets: bytes) -> int:
+    """Return how often `octets`, of which no two overlap, stand in `message`."""
+    if len(message) <= PIECE_BYTES:
+        return message.count(octets)
+    count, reach = 0, PIECE_BYTES + len(octets) - 1  # of those that begin in a piece
+    for start in range(0, len(message), PIECE_BYTES):
+        count += message.count(octets, start, start + reach)
+        breathe()
+    return count
 
 
 def dot_stuffed(message: bytes) -> bytes:
@@ -72,3 +86,16 @@ def dot_stuffed(message: bytes) -> bytes:
     if stuffed.startswith(b"."):
         stuffed = b"." + stuffed
     return stuffed if stuffed.endswith(b"\r\n") else stuffed + b"\r\n"
+
+
+def dot_stuffed_blocks(message: bytes, block_bytes: int) -> Iterator[bytes]:
+    """Yield what `dot_stuffed` returns, block by block of `block_bytes` (at least 2) and the dots that come to them."""
+    if len(message) <= block_bytes:
+        yield dot_stuffed(message)
+        return
+    for start in range(0, len(message), block_bytes):
+        # With the two octets before it: there the line end of a leading dot may stand.
+        block = message[start - 2 : start + block_bytes] if start else b"\r\n" + message[:block_bytes]
+        yield block.replace(b"\r\n.", b"\r\n..")[2:]
+    if not message.endswith(b"\r\n"):
+        yield b"\r\n"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
+from mailkeep.aside import LARGE_BYTES, aside
 from mailkeep.core.outcome import Outcome, Phase, Severity
 from mailkeep.smtp.classify import FailureKind
 from mailkeep.smtp.converse import send_over
@@ -77,7 +78,10 @@ class Pool:
         the connection is gone: `fence.dot_left` was called before if the outcome is unknown.
         """
         try:
-            check_safe(envelope)
+            if len(envelope.message) > LARGE_BYTES:
+                await aside(check_safe, envelope)
+            else:
+                check_safe(envelope)
         except UnsafeEnvelopeError as fault:
             end = ended_by_failure(Phase.MAIL, FailureKind.UNSAFE, str(fault))
             return conclude(envelope, end, (), began_s=0.0, ended_s=0.0)

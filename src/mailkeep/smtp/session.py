@@ -25,7 +25,7 @@ from mailkeep.smtp.capabilities import NO_CAPABILITIES
 from mailkeep.smtp.classify import FailureKind
 from mailkeep.smtp.dialog import GREETING, QUIT, Ask, Group
 from mailkeep.smtp.ending import Heard
-from mailkeep.smtp.envelope import dot_stuffed
+from mailkeep.smtp.envelope import dot_stuffed_blocks
 from mailkeep.smtp.fence import Fence
 from mailkeep.smtp.next_hop import NextHop, TlsMode
 from mailkeep.smtp.reply import SERVICE_CLOSING, Reply, ReplyParser, without
@@ -207,13 +207,22 @@ class Session(asyncio.Protocol):
         await self._take_in()
         self._require_silence(Phase.BODY)
         self._expect((_BODY,))
-        body = dot_stuffed(message)
-        before_dot = len(body) if fence.commit_dot else max(len(body) - BLOCK_BYTES, 0)
-        for start in range(0, before_dot, BLOCK_BYTES):
-            await self._flow(body[start : min(start + BLOCK_BYTES, before_dot)])
-        if fence.commit_dot is not None and not self._replies and not await _committed(fence.commit_dot):
-            raise self._breaking(FailureKind.CLAIM_LOST)
-        if before_dot:
+        blocks = dot_stuffed_blocks(message, BLOCK_BYTES)
+        last = next(blocks)
+        size_bytes = len(last)
+        for block in blocks:
+            await self._flow(last)
+            if self._replies:
+                break
+            await asyncio.sleep(0)  # a turn for others, however fast the network takes it
+            last = block
+            size_bytes += len(block)
+        if fence.commit_dot is not None:
+            await self._flow(last)
+            last = b""
+            if not self._replies and not await _committed(fence.commit_dot):
+                raise self._breaking(FailureKind.CLAIM_LOST)
+        if size_bytes > len(last):
             await self._take_in()
         if self._replies:
             return Phase.BODY, self._early_refusal()
@@ -222,9 +231,9 @@ class Session(asyncio.Protocol):
             raise self._breaking(FailureKind.PROTOCOL, _OUT_OF_TURN)
         if not fence.dot_allowed():
             raise self._breaking(FailureKind.CLAIM_LOST)
-        self._expect((Ask(Phase.DOT, b"", f"{len(body)} bytes and the final dot"),))
+        self._expect((Ask(Phase.DOT, b"", f"{size_bytes} bytes and the final dot"),))
         fence.dot_left()
-        self._write(body[before_dot:] + b".\r\n")
+        self._write(last + b".\r\n")
         await self._answer()
         return Phase.DOT, self._replies[0]
 

@@ -27,7 +27,7 @@ class OverloadedError(Exception):
 class GroupCommit(Generic[Entry, Result]):
     """Gathers entries into batches for `write`, with at most `lanes` batches in flight.
 
-    `write` gets up to `MAX_BATCH` entries and returns a result for each, in order. What it raises is raised to each
+    `write` gets up to `max_batch` entries and returns a result for each, in order. What it raises is raised to each
     caller of that batch.
     """
 
@@ -37,10 +37,12 @@ class GroupCommit(Generic[Entry, Result]):
         *,
         lanes: int = 1,
         gather_s: float = 0.0,
+        max_batch: int = MAX_BATCH,
     ) -> None:
         self._write = write
         self._lanes = lanes
         self._gather_s = gather_s
+        self._max_batch = max_batch
         self._gathering: asyncio.Future[None] | None = None
         self._wanted = 0
         self._pending: deque[tuple[Entry, asyncio.Future[Result]]] = deque()
@@ -69,7 +71,7 @@ class GroupCommit(Generic[Entry, Result]):
 
     async def _fly(self) -> None:
         while self._pending:
-            batch = [self._pending.popleft() for _ in range(min(len(self._pending), MAX_BATCH))]
+            batch = [self._pending.popleft() for _ in range(min(len(self._pending), self._max_batch))]
             try:
                 results = await self._write([entry for entry, _ in batch])
             except Exception as fault:  # noqa: BLE001 - a boundary: each caller of the batch gets the fault

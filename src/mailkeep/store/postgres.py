@@ -15,6 +15,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
+from mailkeep.aside import LARGE_BYTES, aside
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, Guarantee, RecipientState, Source
 from mailkeep.core.idempotency import address_hash
 from mailkeep.core.ids import days_of, id_text
@@ -42,7 +43,7 @@ from mailkeep.store.errors import (
 )
 from mailkeep.store.migrate import Connection, migrate
 from mailkeep.store.queries import query, query_between
-from mailkeep.store.sealing import Content, PayloadKeys, PayloadKeysError, SealedError
+from mailkeep.store.sealing import Content, PayloadKeys, PayloadKeysError, SealedError, sealed_by
 
 ROLLBACK_WAITS_S: Final = (0.01, 0.05, 0.2)
 """Before a statement that PostgreSQL rolled back (deadlock, serialization) is run again: nothing of it was done."""
@@ -51,7 +52,7 @@ COMMAND_TIMEOUT_S: Final = 30.0
 PREPARED: Final = 100
 """Statements that stay prepared on a connection: more than there are."""
 ACQUIRE_TIMEOUT_S: Final = 10.0
-INLINE_MESSAGE_BYTES: Final = 256 * 1024
+INLINE_MESSAGE_BYTES: Final = LARGE_BYTES
 """Messages up to this size come with their claim; larger ones are loaded when their attempt begins."""
 PARTITION_DAYS_BEHIND: Final = 1
 PARTITION_DAYS_AHEAD: Final = 3
@@ -251,7 +252,11 @@ class Store:
         supersedes = any(new.supersede_hash for new in batch)
         statement = query("accept") if supersedes else query("accept", without="superseding")
         try:
-            rows = await self._fetch(statement, (replica_id, *_accept_arguments(ordered, self.payload_keys)))
+            if self.payload_keys.newest and any(new.size_bytes > LARGE_BYTES for new in batch):
+                arguments = await aside(_accept_arguments, ordered, self.payload_keys)
+            else:
+                arguments = _accept_arguments(ordered, self.payload_keys)
+            rows = await self._fetch(statement, (replica_id, *arguments))
         except StoreRefusedError as fault:
             if len(batch) == 1:
                 return [fault]
@@ -380,8 +385,10 @@ class Store:
     async def load_message(self, delivery_id: UUID) -> bytes | None:
         """Return the message bytes of a delivery, or None if its payload is gone. Raises `SealedError`."""
         rows = await self.fetch("load_message", delivery_id)
-        message = rows[0]["message"] if rows else None
-        return None if message is None else self.payload_keys.open(delivery_id, Content.MESSAGE, message)
+        message: bytes | None = rows[0]["message"] if rows else None
+        if message is None or sealed_by(message) is None:
+            return message
+        return await aside(self.payload_keys.open, delivery_id, Content.MESSAGE, message)
 
     async def finish(
         self, batch: Sequence[FinishedAttempt], suppression_ttl_s: float = USUAL_TTL_S

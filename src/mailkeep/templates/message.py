@@ -13,7 +13,8 @@ Dot-stuffing is the SMTP session's. Called by intake and the attempt worker.
 import binascii
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from email.utils import format_datetime
 from functools import lru_cache
@@ -22,6 +23,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from mailkeep.aside import breathe
 from mailkeep.core.address import Mailbox
 from mailkeep.core.command import Attachment
 from mailkeep.templates.plaintext import text_from_html
@@ -32,6 +34,8 @@ MAX_TOKEN_CHARS: Final = 900  # what can't be folded in a header and still fits 
 ENCODED_WORD_OCTETS: Final = 39  # 64 characters in base64 and frame, a line behind any name of ours
 QUOTED_NAME_CHARS: Final = 60  # a longer display name goes into encoded words, which fold
 PARAMETER_CHARS: Final = 50  # one section of a parameter (RFC 2231 section 3)
+LINES_AT_ONCE: Final = 1024
+"""Lines of base64 that are made in one go: a third of a millisecond, between two of which others have their turn."""
 MAX_BOUNDARY_TRIES: Final = 100  # a body that holds two boundaries of one delivery is already beyond chance
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -47,6 +51,8 @@ _CONTENT_ID: Final = re.compile(r"[!-;=?-~]{1,128}")
 _QUOTABLE_PARAMETER: Final = re.compile(r"(?! )[ !#-<>-\[\]-~]{1,50}(?<! )")
 _PERCENT_SECTION: Final = re.compile(rf"(?:%..|[^%]){{1,{PARAMETER_CHARS // 3}}}")
 _COMPOSITE: Final = ("multipart/", "message/")
+_LINES: Final = struct.Struct(f"{ENCODED_LINE_CHARS}s" * LINES_AT_ONCE)
+_OCTETS_AT_ONCE: Final = _LINES.size // 4 * 3
 _OWN_HEADERS: Final = frozenset(
     {"from", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "mime-version"}
 )
@@ -260,7 +266,7 @@ def _reported(words: _Entity, report: Report, boundary: str) -> _Entity:
     head = _Entity("Content-Type: text/rfc822-headers\r\n", (report.head,))
     if not report.head.isascii():  # RFC 6533 section 6
         headers = "Content-Type: message/global-headers\r\nContent-Transfer-Encoding: base64\r\n"
-        head = _Entity(headers, (_base64(report.head),))
+        head = _Entity(headers, tuple(_base64(report.head)))
     return _multipart("report", f"{boundary}.s", (words, status, head), "; report-type=delivery-status")
 
 
@@ -291,14 +297,15 @@ def _text(subtype: str, text: str) -> _Entity:
         octets = "\r\n".join((*lines, "")).encode()
     except UnicodeEncodeError:
         raise MessageError(f"the {subtype} text holds a lone surrogate") from None
+    body: tuple[bytes, ...] = (octets,)
     if max(map(len, lines)) <= TEXT_LINE_CHARS and not octets.translate(None, _SEVEN_BIT):
-        encoding, body = "7bit", octets
+        encoding = "7bit"
     elif _is_mostly_high(octets):
-        encoding, body = "base64", _base64(octets)
+        encoding, body = "base64", tuple(_base64(octets))
     else:
-        encoding, body = "quoted-printable", binascii.b2a_qp(octets)
+        encoding, body = "quoted-printable", (binascii.b2a_qp(octets),)
     headers = f"Content-Type: text/{subtype}; charset=utf-8\r\nContent-Transfer-Encoding: {encoding}\r\n"
-    return _Entity(headers, (body,))
+    return _Entity(headers, body)
 
 
 def _is_mostly_high(octets: bytes) -> bool:
@@ -306,12 +313,21 @@ def _is_mostly_high(octets: bytes) -> bool:
     return 6 * (len(octets) - len(octets.translate(None, _EIGHT_BIT))) > len(octets)
 
 
-def _base64(content: bytes) -> bytes:
-    encoded = binascii.b2a_base64(content, newline=False)
-    lines = [
+def _base64(content: bytes) -> Iterator[bytes]:
+    """Yield `content` in lines of base64, many at a time."""
+    octets = memoryview(content)
+    for start in range(0, len(octets), _OCTETS_AT_ONCE):
+        encoded = binascii.b2a_base64(octets[start : start + _OCTETS_AT_ONCE], newline=False)
+        yield b"\r\n".join((*_lines(encoded), b""))
+        breathe()
+
+
+def _lines(encoded: bytes) -> Sequence[bytes]:
+    if len(encoded) == _LINES.size:
+        return _LINES.unpack(encoded)  # half the time of as many slices
+    return [
         encoded[start : start + ENCODED_LINE_CHARS] for start in range(0, len(encoded), ENCODED_LINE_CHARS)
     ]
-    return b"\r\n".join((*lines, b""))
 
 
 def _attachment(file: Attachment) -> _Entity:
@@ -329,7 +345,7 @@ def _attachment(file: Attachment) -> _Entity:
         if not _CONTENT_ID.fullmatch(file.content_id):
             raise MessageError("an attachment's content_id is malformed")
         headers.append(f"Content-ID: <{file.content_id}>")
-    return _Entity("\r\n".join((*headers, "")), (_base64(file.content),))
+    return _Entity("\r\n".join((*headers, "")), tuple(_base64(file.content)))
 
 
 def _filename(filename: str) -> str:
