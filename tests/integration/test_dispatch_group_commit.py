@@ -52,6 +52,15 @@ async def test_what_comes_during_a_commit_is_written_by_the_next():
     assert journal.batches == [["a"], ["b", "c", "d"]]
 
 
+async def test_a_batch_of_one_takes_no_company():
+    """Where a batch may have one entry, each that waits is written by itself, as many at a time as there are lanes."""
+    journal = Journal()
+    commits = GroupCommit(journal.write, lanes=2, max_batch=1)
+    assert await asyncio.gather(*map(commits.submit, "abcd")) == ["done a", "done b", "done c", "done d"]
+    assert journal.batches == [["a"], ["b"], ["c"], ["d"]]
+    assert journal.most_in_flight == 2
+
+
 async def test_a_batch_is_bounded():
     """However much waits, a statement gets no more than its bound, and nothing is left out or reordered."""
     journal = Journal()

@@ -1,16 +1,20 @@
 """Signatures against a second library: what the writer makes verifies, and any change that matters breaks it."""
 
+import base64
+import hashlib
 import re
 from datetime import UTC, datetime
 
 import dkim
 import msgspec
 import pytest
+from dkim.canonicalization import Relaxed
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mailkeep.core.address import Mailbox
 from mailkeep.core.command import Attachment
+from mailkeep.dkim import signature
 from mailkeep.dkim.keys import new_private_key, record_name, record_value
 from mailkeep.dkim.signature import ALWAYS, IF_PRESENT, Algorithm, SigningKey, signatures
 from mailkeep.templates.message import MessageParts, build_message
@@ -84,6 +88,21 @@ def _verified(message: bytes, number: int) -> bool:
         return bool(dkim.DKIM(message).verify(idx=number, dnsfunc=lambda name, timeout=5: DNS.get(name)))
     except dkim.DKIMException:  # as it says of some that do not verify
         return False
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lines=st.lists(st.sampled_from([b"", b"", b" ", b"a", b"b \t ", b" \tc  d"]), max_size=40),
+    piece_bytes=st.integers(1, 9),
+)
+def test_a_body_is_hashed_alike_in_pieces(lines: list[bytes], piece_bytes: int) -> None:
+    """Wherever a body is cut, spaces and empty lines at its end count as dkimpy says."""
+    body = b"".join(line + b"\r\n" for line in lines)
+    expected = hashlib.sha256(Relaxed.canonicalize_body(body)).digest()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signature, "PIECE_BYTES", piece_bytes)
+        found = signatures(b"From: a@example.org\r\n\r\n" + body, KEYS[:1], SIGNED_AT_S)
+    assert b"bh=" + base64.b64encode(expected) in found
 
 
 @settings(max_examples=60, deadline=None)  # dkimpy takes milliseconds for each

@@ -11,7 +11,13 @@ from mailkeep.smtp.capabilities import Capabilities
 from mailkeep.smtp.classify import REPLY_PHASES, classify
 from mailkeep.smtp.dialog import DATA, LONE_DOT, transaction
 from mailkeep.smtp.ending import Heard, conclude, ended_by_reply
-from mailkeep.smtp.envelope import Envelope, UnsafeEnvelopeError, check_safe, dot_stuffed
+from mailkeep.smtp.envelope import (
+    Envelope,
+    UnsafeEnvelopeError,
+    check_safe,
+    dot_stuffed,
+    dot_stuffed_blocks,
+)
 from mailkeep.smtp.reply import MAX_LINE_BYTES, MAX_REPLY_LINES, ReplyParser
 
 LINE = st.one_of(
@@ -135,6 +141,17 @@ def test_stuffing_is_undone_by_the_server(message):
     assert (b"\r\n" + wire).find(b"\r\n.\r\n") == len(wire) - 3
     unstuffed = b"\r\n".join(line.removeprefix(b".") for line in wire[:-3].split(b"\r\n"))
     assert unstuffed in (message, message + b"\r\n")
+
+
+@given(
+    st.lists(st.sampled_from([b".", b"a", b"\r", b"\n", b"\r\n.", b" "]), max_size=30).map(b"".join),
+    st.integers(2, 9),
+)
+def test_blocks_are_stuffed_as_the_whole(message, block_bytes):
+    """Wherever a message is cut into blocks, what leaves is what stuffing all of it at once makes."""
+    blocks = list(dot_stuffed_blocks(message, block_bytes))
+    assert b"".join(blocks) == dot_stuffed(message)
+    assert max(map(len, blocks)) <= 2 * block_bytes + 2
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.booleans())

@@ -1,5 +1,8 @@
 """JSON bodies: what is not exactly one plain JSON text is refused, and faults name the field."""
 
+import base64
+import json
+import random
 from typing import Annotated
 from uuid import UUID
 
@@ -8,7 +11,9 @@ import pytest
 
 from mailkeep.core.command import CommandError, DeliveryRequest, FailureCode
 from mailkeep.core.delivery import DeliveryClass
-from mailkeep.intake.body import check_content_type, check_json, decode_json
+from mailkeep.intake import body as json_body
+from mailkeep.intake.body import MIN_FILE_CHARS, check_content_type, check_json, decode_json, decode_large
+from mailkeep.intake.http import _with_files
 from mailkeep.intake.problems import ProblemError
 
 DELIVERY = msgspec.json.Decoder(DeliveryRequest)
@@ -131,3 +136,101 @@ def test_no_fault_repeats_a_value(kind, body):
     with pytest.raises(CommandError) as caught:
         decode_json(body, msgspec.json.Decoder(kind))
     assert "ann" not in f"{caught.value.field} {caught.value.message}"
+
+
+# -- large ones ----------------------------------------------------------------------------------------------------
+
+FILES = [random.Random(size).randbytes(size) for size in (50_000, 250_001, 400_002)]
+TEXTS = [base64.b64encode(file).decode() for file in FILES]
+
+
+def delivery(*contents, **payload):
+    """Return a command with files, as JSON."""
+    attachments = [{"filename": "a", "content": content} for content in contents]
+    content = {"to": ["ann@example.org"], "subject": "s", "text": "t", "attachments": attachments} | payload
+    return json.dumps({"payload_mode": "rendered", "payload": content})
+
+
+def read(decode, body):
+    """Return what `decode` makes of `body`: a value, or code, field and words of its refusal."""
+    try:
+        return decode(body.encode() if isinstance(body, str) else body)
+    except CommandError as fault:
+        return (fault.code, fault.field, fault.message)
+
+
+def read_plainly(body):
+    """Read a body as a small one."""
+    check_json(body)
+    return decode_json(body, DELIVERY)
+
+
+def read_large(body):
+    """Read a body as a large one."""
+    return decode_large(bytearray(body), DELIVERY, _with_files)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        delivery(*TEXTS),
+        delivery(*TEXTS).replace('"content": "', '"content"\n\t :\r "'),
+        delivery(*TEXTS).replace("/", "\\/"),
+        delivery(TEXTS[1], TEXTS[1]),
+        delivery(TEXTS[0], "", "QQ==", TEXTS[2]),
+        delivery(TEXTS[1], text='"content": "' + TEXTS[1]),
+        delivery(TEXTS[1], text=TEXTS[2], html='\\"content\\": \\"'),
+        delivery(TEXTS[1], text="é \ud83d\ude00 \\ \u2028"),
+        delivery(template_id="t", variables={"content": TEXTS[1]}),
+        delivery(TEXTS[1], template_id="t", variables={"content": TEXTS[2]}),
+        delivery(TEXTS[1], template_id="t", variables={'x"content': TEXTS[2]}),
+    ],
+)
+def test_a_large_body_means_what_a_small_one_does(body):
+    """Files come out as they are, wherever and however they are written; so does all that only looks like one."""
+    decoded = read(read_large, body)
+    assert isinstance(decoded, DeliveryRequest)
+    assert decoded == read(read_plainly, body)
+
+
+BIG = TEXTS[1]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        delivery(BIG[:-1]),
+        delivery(BIG[:-1] + "!"),
+        delivery(BIG[:1000] + "=" + BIG[1000:]),
+        delivery(BIG + "===="),
+        delivery(BIG[:1000] + "\n" + BIG[1000:]),
+        delivery(BIG + "\ud800"),
+        delivery(BIG)[:-1],
+        delivery(BIG)[:100_000],
+        delivery(BIG) + "x",
+        delivery(BIG).replace('"content": ', '"content": 1, "content": '),
+        delivery(BIG).replace('"filename": "a"', '"filename": NaN'),
+        delivery(BIG).replace('"filename"', '"name"'),
+        delivery(BIG).replace('"content": "', '"content": "\x01'),
+        delivery(BIG).replace('"content": "', '"content" "'),
+        delivery(BIG, content=BIG),
+        delivery(BIG).replace('"payload_mode"', f'"content": "{BIG}", "payload_mode"'),
+        delivery(BIG).encode().replace(b'"filename": "a"', b'"filename": "\xff"'),
+        delivery(to=[BIG] * 2, subject=1),
+    ],
+)
+def test_what_is_wrong_with_a_large_body_is_told_as_of_a_small_one(body):
+    """The same code, field and words, positions too: nothing that a parser would refuse slips in, and no mark slips out."""
+    refused = read(read_large, body)
+    assert isinstance(refused, tuple)
+    assert refused == read(read_plainly, body)
+
+
+def test_no_parser_sees_a_large_file():
+    """What is left for the parsers of a body with large files is small, however large they are; small ones stay."""
+    files = {}
+    body = delivery(*TEXTS, "A" * MIN_FILE_CHARS).encode()
+    rest = b"".join(json_body._without_files(body, files))
+    assert list(files.values()) == [*FILES, base64.b64decode("A" * MIN_FILE_CHARS)]
+    assert len(rest) < 1000
+    assert b"".join(json_body._without_files(b'{"content": "QUJD"}', files)) == b'{"content": "QUJD"}'

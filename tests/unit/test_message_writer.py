@@ -1,16 +1,17 @@
 """The message writer: what it refuses, how it nests and encodes. Round trips are in the property tests."""
 
 import re
-from base64 import b64decode
+from base64 import b64decode, encodebytes
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
+from random import randbytes
 from typing import Any
 
 import pytest
 
 from mailkeep.core.address import Mailbox
 from mailkeep.core.command import Attachment
-from mailkeep.templates.message import MessageError, MessageParts, build_message
+from mailkeep.templates.message import LINES_AT_ONCE, MessageError, MessageParts, build_message
 
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ANN = Mailbox("ann", "example.org", "Ann")
@@ -30,6 +31,17 @@ def _build(*, seed: str = "0190", **given: Any) -> bytes:
 
 def _shape(octets: bytes) -> list[str]:
     return [part.get_content_type() for part in message_from_bytes(octets).walk()]
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, 56, 57, 58, *(57 * LINES_AT_ONCE * n + more for n in (1, 2) for more in (-1, 0, 1))]
+)
+def test_files_are_written_in_lines_of_base64(size: int) -> None:
+    """However many lines are made in one go, a file is in lines of 76 characters, the last one shorter, and is what it was."""
+    content = randbytes(size)
+    written = _build(attachments=(Attachment("a.bin", content),)).split(b"\r\n\r\n")[-1]
+    encoded = written.partition(b"--=_")[0].removesuffix(b"--")
+    assert encoded == encodebytes(content).replace(b"\n", b"\r\n")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mailkeep.aside import PIECE_BYTES
 from mailkeep.smtp.envelope import Envelope, UnsafeEnvelopeError, check_safe, dot_stuffed
 
 GOOD = [
@@ -89,6 +90,15 @@ def test_a_message_with_a_bare_line_end_is_refused(message):
     """Each spelling of "SMTP smuggling" is stopped, wherever it stands."""
     with pytest.raises(UnsafeEnvelopeError):
         check_safe(envelope(message=message))
+
+
+@pytest.mark.parametrize("before", range(PIECE_BYTES - 3, PIECE_BYTES + 2))
+def test_line_ends_are_seen_where_pieces_of_a_large_message_meet(before):
+    """A whole line end is none the worse for standing on the border; a bare one is found there as elsewhere."""
+    check_safe(envelope(message=b"a" * before + b"\r\n" + b"a" * PIECE_BYTES + b"\r\n"))
+    for fault in (b"\r", b"\n", b"\n\r", b"\r\r\n", b"\r\n\n", b"\0"):
+        with pytest.raises(UnsafeEnvelopeError):
+            check_safe(envelope(message=b"a" * before + fault + b"a" * PIECE_BYTES + b"\r\n"))
 
 
 @pytest.mark.parametrize(

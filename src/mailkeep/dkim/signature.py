@@ -132,7 +132,8 @@ def _body_hash(message: bytes, start: int) -> bytes:
         lines = _relaxed_lines(message[start:end])
         text = lines.rstrip(b"\r\n")
         if text:  # else empty lines, which count only if others follow
-            hashed.update(line_ends + text)
+            hashed.update(line_ends)
+            hashed.update(text)
             line_ends, is_empty = b"", False
         line_ends += lines[len(text) :]
         start = end

@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 import msgspec
 
 from mailkeep.aside import PIECE_BYTES, breathe
-from mailkeep.core.command import Attachment, CommandError, FailureCode
+from mailkeep.core.command import Attachment, CommandError, FailureCode, Payload
 from mailkeep.intake.problems import HttpCode, ProblemError, make_problem
 
 T = TypeVar("T")
@@ -112,6 +112,12 @@ def with_files(attachments: tuple[Attachment, ...], files: Files) -> tuple[Attac
         msgspec.structs.replace(attachment, content=files.get(attachment.content, attachment.content))
         for attachment in attachments
     )
+
+
+def payload_with_files(payload: Payload, files: Files) -> Payload | None:
+    """Return `payload` with the files that were taken out of it, None if they are not all its own."""
+    attachments = with_files(payload.attachments, files)
+    return None if attachments is None else msgspec.structs.replace(payload, attachments=attachments)
 
 
 def _without_files(body: bytes | bytearray, files: Files) -> Iterator[bytes | bytearray]:

@@ -42,9 +42,8 @@ from mailkeep.intake.application import (
     respond,
     said,
 )
-from mailkeep.intake.body import Files, check_json, decode_json, decode_large
+from mailkeep.intake.body import Files, check_json, decode_json, decode_large, payload_with_files
 from mailkeep.intake.problems import HttpCode, Problem, ProblemError, make_problem
-from mailkeep.intake.stream_entry import payload_with_files
 
 DELIVERIES: Final = "/api/v1/internal/deliveries"
 BATCH: Final = f"{DELIVERIES}/batch"

@@ -19,6 +19,7 @@ import asyncpg
 import msgspec
 import structlog
 
+from mailkeep.aside import LARGE_BYTES, aside
 from mailkeep.core.command import CommandError, FailureCode
 from mailkeep.core.malformed import Intake, Malformed, raw_fields
 from mailkeep.intake.accept import Accepted
@@ -83,10 +84,14 @@ class EnqueuedConsumer:
                 async with asyncio.timeout(IDLE_S):
                     await self._woken.wait()
             return
-        keys = self._store.payload_keys
-        answers = await self._intake.take([_command(row, keys) for row in rows])
+        answers = await self._intake.take([await self._command(row) for row in rows])
         await self._note_replays(rows, answers)
         await self._store.fetch("drop_enqueued", [row["id"] for row in rows])
+
+    async def _command(self, row: asyncpg.Record) -> RawCommand:
+        if len(row["command"]) > LARGE_BYTES:
+            return await aside(_command, row, self._store.payload_keys)
+        return _command(row, self._store.payload_keys)
 
     async def _note_replays(
         self, rows: Sequence[asyncpg.Record], answers: Sequence[Accepted | Malformed]
