@@ -55,9 +55,13 @@ async def test_what_comes_during_a_commit_is_written_by_the_next():
 async def test_a_batch_of_one_takes_no_company():
     """Where a batch may have one entry, each that waits is written by itself, as many at a time as there are lanes."""
     journal = Journal()
+    journal.gate.clear()
     commits = GroupCommit(journal.write, lanes=2, max_batch=1)
-    assert await asyncio.gather(*map(commits.submit, "abcd")) == ["done a", "done b", "done c", "done d"]
-    assert journal.batches == [["a"], ["b"], ["c"], ["d"]]
+    writing = [commits.submit(entry) for entry in "abcd"]
+    await asyncio.sleep(0)
+    journal.gate.set()
+    assert await asyncio.gather(*writing) == ["done a", "done b", "done c", "done d"]
+    assert sorted(journal.batches) == [["a"], ["b"], ["c"], ["d"]]
     assert journal.most_in_flight == 2
 
 

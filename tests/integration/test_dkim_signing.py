@@ -1,10 +1,12 @@
 """Signatures and headers of mail as it reaches the next hop, by every way in, judged by a second library."""
 
 import asyncio
+import base64
 import json
 import time
 from datetime import UTC, datetime
 from email import message_from_bytes
+from random import randbytes
 from types import SimpleNamespace
 from uuid import UUID
 
@@ -13,6 +15,7 @@ import dkim
 import pytest
 from http_kit import BATCH, DELIVERIES, LOGIN_CODES, SETTLE_S, command, login_code
 
+from mailkeep.aside import LARGE_BYTES
 from mailkeep.core.delivery import DeliveryClass
 from mailkeep.core.ids import new_id
 from mailkeep.dkim.keys import Keyring, as_pem, new_private_key, record_name, record_value
@@ -94,6 +97,14 @@ async def test_every_way_in_signs(signing, next_hop, dsn):
     await connection.close()
     messages = await arrived(next_hop, 4)
     assert [verdicts(octets)[0] for octets in messages] == [[True, True]] * 4
+
+
+async def test_large_mail_is_signed(signing, next_hop):
+    """Mail that is signed aside carries the same signatures, and a file as it was given."""
+    file = {"filename": "big.bin", "content": base64.b64encode(randbytes(2 * LARGE_BYTES)).decode()}
+    await signing.post(DELIVERIES, command(payload={"attachments": [file]}))
+    (octets,) = await arrived(next_hop)
+    assert verdicts(octets)[0] == [True, True]
 
 
 @pytest.mark.parametrize("mode", ["rendered", "template"])

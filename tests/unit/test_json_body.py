@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from mailkeep.aside import PIECE_BYTES
 from mailkeep.core.command import CommandError, DeliveryRequest, FailureCode
 from mailkeep.core.delivery import DeliveryClass
 from mailkeep.intake import body as json_body
@@ -202,6 +203,7 @@ BIG = TEXTS[1]
         delivery(BIG[:-1]),
         delivery(BIG[:-1] + "!"),
         delivery(BIG[:1000] + "=" + BIG[1000:]),
+        delivery(BIG[: PIECE_BYTES - 6] + "==" + BIG[PIECE_BYTES - 4 :]),  # where a piece ends
         delivery(BIG + "===="),
         delivery(BIG[:1000] + "\n" + BIG[1000:]),
         delivery(BIG + "\ud800"),
@@ -226,11 +228,14 @@ def test_what_is_wrong_with_a_large_body_is_told_as_of_a_small_one(body):
     assert refused == read(read_plainly, body)
 
 
-def test_no_parser_sees_a_large_file():
-    """What is left for the parsers of a body with large files is small, however large they are; small ones stay."""
+@pytest.mark.parametrize("slash", ["/", "\\/"])
+def test_no_parser_sees_a_large_file(slash):
+    """What is left for the parsers of a body with large files is small, however they are written; small ones stay."""
     files = {}
-    body = delivery(*TEXTS, "A" * MIN_FILE_CHARS).encode()
+    slashes = "A" * 7 + "/" * (PIECE_BYTES + 1)  # escaped, one of them is cut where a piece ends
+    texts = [*TEXTS, "A" * MIN_FILE_CHARS, slashes]
+    body = delivery(*texts).replace("/", slash).encode()
     rest = b"".join(json_body._without_files(body, files))
-    assert list(files.values()) == [*FILES, base64.b64decode("A" * MIN_FILE_CHARS)]
+    assert list(files.values()) == [base64.b64decode(text) for text in texts]
     assert len(rest) < 1000
     assert b"".join(json_body._without_files(b'{"content": "QUJD"}', files)) == b'{"content": "QUJD"}'

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import msgspec
 
-from mailkeep.aside import LARGE_BYTES, aside
+from mailkeep.aside import LARGE_BYTES, aside, breathe
 from mailkeep.core.address import Mailbox
 from mailkeep.core.command import (
     EPOCH_MS_MAX,
@@ -307,6 +307,7 @@ class Accept:
                 "payload",
                 f"makes a message larger than {self.policy.rules.limits.message_bytes} bytes",
             )
+        breathe()
         new.fingerprint = fingerprint(command, self._store.hash_key)
 
     def _named(self, command: Command, recipients: tuple[bytes, ...]) -> tuple[bytes, ...]:

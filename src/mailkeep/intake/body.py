@@ -29,6 +29,7 @@ Files: TypeAlias = dict[bytes, bytes]
 MIN_FILE_CHARS: Final = 64 * 1024
 """Of base64 that is taken out of a large body; what is shorter costs a parser less."""
 MARK_BYTES: Final = 18  # random, so that no file has it; base64 without padding
+_BASE64: Final = msgspec.json.Decoder(bytes)  # three times as fast as binascii where it is strict
 _CONTENT: Final = b'"content"'
 _VALUE: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*"')
 
@@ -146,13 +147,15 @@ def _file(body: bytes | bytearray, start: int, end: int) -> bytes | None:
     try:
         for at in range(start, end, PIECE_BYTES):
             # Some encoders escape slashes. The last character stays for the next piece: it may begin an escape.
-            piece = rest + body[at : min(at + PIECE_BYTES, end)].replace(b"\\/", b"/")
+            piece = rest + body[at : min(at + PIECE_BYTES, end)]
+            if b"\\" in piece:
+                piece = piece.replace(b"\\/", b"/")
             whole = (len(piece) - 1) // 4 * 4
-            pieces.append(binascii.a2b_base64(piece[:whole], strict_mode=True))
+            pieces.append(_BASE64.decode(b'"%b"' % piece[:whole]))
             rest = piece[whole:]
             breathe()
-        pieces.append(binascii.a2b_base64(rest, strict_mode=True))
-    except binascii.Error:
+        pieces.append(_BASE64.decode(b'"%b"' % rest))
+    except msgspec.DecodeError:
         return None
     return b"".join(pieces)
 
