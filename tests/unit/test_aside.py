@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextvars import ContextVar
 
 import pytest
 
@@ -23,6 +24,13 @@ async def test_what_a_call_raises_comes_back():
     """The caller gets the fault as if it had called by itself."""
     with pytest.raises(ZeroDivisionError):
         await aside(divmod, 1, 0)
+
+
+async def test_a_call_is_made_in_the_context_of_its_caller():
+    """Traces and whatever else belongs to a request are there aside, too."""
+    variable = ContextVar("variable")
+    variable.set("the caller's")
+    assert await aside(variable.get) == "the caller's"
 
 
 async def test_one_call_at_a_time_has_the_thread():
