@@ -25,7 +25,7 @@ from smtp_servers import Act, Drip, scripted_peer
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus, Guarantee
 from mailkeep.core.queue import SUSPECT_TAKEOVERS
 from mailkeep.dispatch.scheduler import FORGOTTEN_AFTER_S
-from mailkeep.dispatch.worker import BEGUN_A_TURN, HELD_BYTES, HELD_PER_WORKER
+from mailkeep.dispatch.worker import HELD_BYTES, HELD_PER_WORKER
 from mailkeep.store.postgres import INLINE_MESSAGE_BYTES, Store
 
 TRANSACTIONAL = DeliveryClass.TRANSACTIONAL
@@ -82,24 +82,6 @@ async def test_a_next_hop_that_is_out_parks_its_mail(store, unused_tcp_port):
     async with scripted_peer() as peer, dispatching(store, hop(HOP, peer.port)):
         for delivery_id in ids:
             await until(_is(store, delivery_id, "sent"))
-
-
-async def test_attempts_begin_in_parts(store):
-    """However many wait, so many begin in one turn of the event loop and the rest in the next ones; all of them are sent."""
-    count = 2 * BEGUN_A_TURN + 1
-    async with scripted_peer() as peer:
-        to = hop(HOP, peer.port, max_connections=count)
-        async with dispatching(store, to, concurrency=2 * count, schedule=False) as dispatch:
-            ids = await _accept_many(store, count)
-            for claim in await store.claim_due(dispatch.replica.id, ANY, count):
-                dispatch.pool.hand_over(claim)
-            begun = []
-            for _ in range(3):
-                begun.append(len(dispatch.pool._attempts))
-                await asyncio.sleep(0)
-            assert begun == [BEGUN_A_TURN, 2 * BEGUN_A_TURN, count]
-            for delivery_id in ids:
-                await until(_is(store, delivery_id, "sent"))
 
 
 async def test_one_worker_is_enough(store):

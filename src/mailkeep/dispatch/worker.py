@@ -50,9 +50,6 @@ HELD_BYTES: Final = 64 * 1024 * 1024
 """Message bytes held for claims at birth; past it new mail waits in the table."""
 LARGE_LOADS: Final = 2
 """Attempts with a message too large for its claim that run at once towards one next hop; bounds memory to so many of them."""
-BEGUN_A_TURN: Final = 16
-"""Attempts begun in one turn of the event loop. What is written in a turn leaves at its end: a hundred that began together would leave,
-be answered and end together for ever, each waiting for the work of all."""
 PARK_S: Final = 1.0
 """How long mail of a next hop that is out waits at least; after that the breaker decides."""
 RECORDING_MARGIN_S: Final = 2.0
@@ -134,7 +131,6 @@ class AttemptWorkerPool:
             if delivery_class is not DeliveryClass.AUTH
         }
         self._active: Counter[str] = Counter()
-        self._begun = 0  # in this turn of the event loop; with any there is a next one
         self._attempts: dict[asyncio.Task[None], ClaimFence] = {}
         self._returns: set[asyncio.Task[None]] = set()
         self._held_bytes = 0
@@ -230,10 +226,7 @@ class AttemptWorkerPool:
     # -- attempts ----------------------------------------------------------------------------------------------
 
     def _begin_attempts(self) -> None:
-        while self._begun < BEGUN_A_TURN and (claim := self._next_claim()) is not None:
-            if not self._begun:
-                asyncio.get_running_loop().call_soon(self._next_turn)
-            self._begun += 1
+        while (claim := self._next_claim()) is not None:
             self._workers.take(claim.delivery_class, claim.next_hop)
             self._active[claim.next_hop] += 1
             self.breakers[claim.next_hop].began()
@@ -243,10 +236,6 @@ class AttemptWorkerPool:
             attempt = asyncio.create_task(self._attempt(claim, fence, time.monotonic()))
             self._attempts[attempt] = fence
             attempt.add_done_callback(self._attempts.pop)
-
-    def _next_turn(self) -> None:
-        self._begun = 0
-        self._begin_attempts()
 
     def _next_claim(self) -> Claim | None:
         for (delivery_class, hop), claims in self._waiting.items():
