@@ -123,7 +123,8 @@ def runs_of(
             return [functools.partial(_run_big, sizes.big, start) for start in starts]
         case _:
             watch = functools.partial(observe, plan=sizes.plan)
-    behaviour = Behaviour(tls=row == "starttls", delay_s=DELAY_S if row == "slow_hop" else 0.0)
+    slow = row == "slow_hop"
+    behaviour = Behaviour(tls=row == "starttls", delay_s=DELAY_S if slow else 0.0, shut=slow)
     return [functools.partial(_run, row, start, watch, behaviour) for start in starts]
 
 

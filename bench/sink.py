@@ -9,6 +9,7 @@ the clock is `time.monotonic_ns`, which all processes of a machine share.
 import asyncio
 import ssl
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final, Literal, assert_never, cast
@@ -35,16 +36,20 @@ END_OF_DATA: Final = b"\r\n.\r\n"
 BACKLOG: Final = 512  # above any number of connections a peer may open at once
 MAX_LINE_BYTES: Final = 4096  # a peer that sends more without a line end is not speaking SMTP
 
-Question = range | Literal["take"]
-"""How many of these tokens came; or all that came, to be forgotten."""
+Question = range | Literal["take", "open"]
+"""How many of these tokens came; all that came, to be forgotten; or to greet who waits, and all who come from now on."""
 
 
 class Behaviour(msgspec.Struct, frozen=True):
-    """How a sink behaves. `delay_s`: each reply leaves so much after its command came. A `stalled` one never answers a dot."""
+    """How a sink behaves. `delay_s`: each reply leaves so much after its command came. A `stalled` one never answers a dot.
+
+    One that is `shut` greets nobody until it is opened.
+    """
 
     tls: bool = False
     delay_s: float = 0.0
     stalled: bool = False
+    shut: bool = False
 
 
 class Arrivals(msgspec.Struct):
@@ -75,14 +80,34 @@ class Ledger:
         return taken
 
 
+class Door:
+    """Where connections wait to be greeted while it is shut."""
+
+    def __init__(self, *, shut: bool) -> None:
+        self._waiting: list[Callable[[], None]] | None = [] if shut else None
+
+    def enter(self, greet: Callable[[], None]) -> None:
+        """Call `greet` now, or once it opens."""
+        if self._waiting is None:
+            greet()
+        else:
+            self._waiting.append(greet)
+
+    def open(self) -> None:
+        """Let in who waits, and all who come from now on."""
+        waiting, self._waiting = self._waiting or [], None
+        for greet in waiting:
+            greet()
+
+
 class SinkProtocol(asyncio.Protocol):
     """One connection: a line reader that turns into a search for the final dot while content flows.
 
     Nothing of a content is kept but the end of a piece that could be the beginning of its dot.
     """
 
-    def __init__(self, ledger: Ledger, behaviour: Behaviour, tls: ssl.SSLContext | None) -> None:
-        self._ledger, self._behaviour, self._tls = ledger, behaviour, tls
+    def __init__(self, ledger: Ledger, behaviour: Behaviour, tls: ssl.SSLContext | None, door: Door) -> None:
+        self._ledger, self._behaviour, self._tls, self._door = ledger, behaviour, tls, door
         self._rest = b""
         self._token: int | None = None
         self._in_data = False
@@ -92,7 +117,7 @@ class SinkProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
-        self._write(b"220 sink.bench.example.org ESMTP\r\n")
+        self._door.enter(lambda: self._write(b"220 sink.bench.example.org ESMTP\r\n"))
 
     def data_received(self, data: bytes) -> None:
         """Answer all that is complete in one write."""
@@ -206,20 +231,24 @@ class Sink(Child):
         arrivals: Arrivals = self.ask("take")
         return arrivals
 
+    def open(self) -> None:
+        """Let in who waits at the door, and all who come from now on."""
+        self.ask("open")
+
 
 def _run(pipe: Connection, behaviour: Behaviour, chain_file: Path) -> None:
     uvloop.run(_serve(pipe, behaviour, chain_file))
 
 
 async def _serve(pipe: Connection, behaviour: Behaviour, chain_file: Path) -> None:
-    ledger = Ledger()
+    ledger, door = Ledger(), Door(shut=behaviour.shut)
     loop = asyncio.get_running_loop()
     tls = None
     if behaviour.tls:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(chain_file)
     server = await loop.create_server(
-        lambda: SinkProtocol(ledger, behaviour, tls), "127.0.0.1", 0, backlog=BACKLOG
+        lambda: SinkProtocol(ledger, behaviour, tls, door), "127.0.0.1", 0, backlog=BACKLOG
     )
     pipe.send(server.sockets[0].getsockname()[1])
     while True:
@@ -229,5 +258,8 @@ async def _serve(pipe: Connection, behaviour: Behaviour, chain_file: Path) -> No
                 pipe.send(sum(map(ledger.arrivals.at_ns.__contains__, question)))
             case "take":
                 pipe.send(ledger.take())
+            case "open":
+                door.open()
+                pipe.send(None)
             case _:
                 assert_never(question)

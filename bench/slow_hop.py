@@ -1,8 +1,9 @@
 """Next hops that are slow or silent: what a service makes of many connections, and of one hop that stalls beside a good one.
 
 `observe_slow`: each reply comes 200 ms after its command. A transaction is two flights (RFC 2920: the envelope with DATA, then
-the content with its dot), so that a connection can carry 2.5 messages a second and 100 of them 250: the arithmetic. What a
-service reaches of it is judged between the first tenth and the last of the messages, without the opening of connections.
+the content with its dot), so that a connection can carry 2.5 messages a second and 100 of them 250: the arithmetic. It holds
+while mail waits for connections, so the hop greets nobody until all mail has been accepted. What a service then reaches is
+judged between the first tenth and the last of the messages, without the opening of connections.
 
 `observe_stalled`: a hop that takes messages and never answers their dots is filled with mail first; then what the good one
 gets is measured as ever.
@@ -15,7 +16,7 @@ import msgspec
 from bench.load import LoadOrder
 from bench.mail import STALLED_DOMAIN
 from bench.peer import Intake, Peer
-from bench.run import Cost, Figures, Observation, Plan, measuring, observe, send
+from bench.run import Cost, Figures, Meter, Observation, Plan, await_arrivals, observe, send
 from bench.sink import Arrivals, Sink
 
 DELAY_S: Final = 0.2
@@ -24,6 +25,7 @@ CONNECTIONS: Final = 100
 SETTINGS: Final = {
     "MAIL_SMTP_MAX_CONNECTIONS": str(CONNECTIONS),
     "MAIL_ATTEMPT_WORKER_CONCURRENCY": "200",  # a hop may hold three quarters of these
+    "MAIL_SMTP_TIMEOUT": "30m",  # the greeting comes when all mail is there
     "MAIL_SHUTDOWN_TIMEOUT": "2s",  # attempts at a stalled hop don't end by themselves
 }
 ARITHMETIC_PER_S: Final = CONNECTIONS / (FLIGHTS * DELAY_S)
@@ -32,11 +34,12 @@ BEFORE: Final = 10_000_000  # the tokens of mail to the stalled hop, far from al
 
 
 class SlowObservation(msgspec.Struct, frozen=True):
-    """What was seen of one slow hop."""
+    """What was seen of one slow hop: what it took to accept all mail, and then to send it."""
 
     name: str
     plan: Plan
-    cost: Cost
+    accepting: Cost
+    sending: Cost
 
     def figures(self, arrivals: Arrivals) -> dict[str, Figures]:
         """Return the rate in the middle of the run, and its share of the arithmetic."""
@@ -48,16 +51,24 @@ class SlowObservation(msgspec.Struct, frozen=True):
             share_of_arithmetic=per_s / ARITHMETIC_PER_S,
             lost=self.plan.messages - len(at_ns),
             duplicated=arrivals.duplicates,
-            **measuring(self.cost, self.plan.messages),
-            elsewhere_cores=self.cost.elsewhere_s / self.cost.wall_s,
+            load_cpu_ms=self.accepting.measuring_s["load"] / self.plan.messages * 1000,
+            sink_cpu_ms=self.sending.measuring_s["sink"] / self.plan.messages * 1000,
+            elsewhere_cores=self.sending.elsewhere_s / self.sending.wall_s,
         )
         return {self.name: figures}
 
 
 def observe_slow(peer: Peer, sink: Sink, plan: Plan) -> SlowObservation:
-    """Give a peer whose hop is slow all it takes."""
-    _, cost = send(peer, sink, LoadOrder(peer.intake, peer.ways[peer.intake], plan.bulk, plan.connections))
-    return SlowObservation(peer.name, plan, cost)
+    """Give a peer whose hop is slow all it is to send, and only then the hop."""
+    order = LoadOrder(peer.intake, peer.ways[peer.intake], plan.bulk, plan.connections)
+    _, accepting = send(peer, sink, order, until=0)
+    meter = Meter(peer, {"sink": sink.pid})
+    try:
+        sink.open()
+        await_arrivals(sink, plan.bulk, plan.messages, meter)
+        return SlowObservation(peer.name, plan, accepting, meter.cost())
+    finally:
+        meter.end()
 
 
 def observe_stalled(peer: Peer, sink: Sink, plan: Plan, stalled: Sink | None) -> Observation:

@@ -1,76 +1,25 @@
 """PgBouncer in transaction mode, where every statement may meet another server connection: replicas share it and nothing changes."""
 
-import os
-import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from harness import QUICK, Database, Deployment, Load, free_port, mails, smokes, submit_all, until
+from harness import QUICK, Database, Deployment, Load, mails, smokes, submit_all, until
 
-from mailkeep.store.embedded_process import unprivileged_identity
+from pgbouncer import PgBouncer, needs_pgbouncer
 
-PGBOUNCER = "/usr/sbin/pgbouncer"
-EXAMPLE = Path(__file__).parents[2] / "docs/how-to/patroni/pgbouncer.ini"
 SERVER_CONNECTIONS = 3
 AT_MOST_ONCE = {"MAIL_GUARANTEE_TRANSACTIONAL": "at_most_once"}
 
-pytestmark = pytest.mark.skipif(
-    not os.access(PGBOUNCER, os.X_OK), reason="pgbouncer is not installed (see .ci/run)"
-)
-
-
-class PgBouncer:
-    """A pooler of the test's own before one database, set up as the docs say."""
-
-    def __init__(self, folder: Path, database: Database) -> None:
-        self._folder, self.port = folder, free_port()
-        socket_folder = parse_qs(urlsplit(database.dsn).query)["host"][0]
-        self.dsn = f"postgresql://mailkeep@127.0.0.1:{self.port}/{database.name}?sslmode=disable"
-        text = EXAMPLE.read_text()
-        for place, own in {
-            "mailkeep = host=10.0.0.31 port=5432 dbname=mailkeep": f"{database.name} = host={socket_folder} port=5432",
-            "10.0.0.41": "127.0.0.1",
-            "6432": str(self.port),
-            "scram-sha-256": "trust",
-            "/etc/pgbouncer/userlist.txt": str(folder / "userlist.txt"),
-            "default_pool_size = 20": f"default_pool_size = {SERVER_CONNECTIONS}\nunix_socket_dir =",
-        }.items():
-            assert place in text
-            text = text.replace(place, own)
-        (folder / "pgbouncer.ini").write_text(text)
-        (folder / "userlist.txt").write_text('"mailkeep" ""\n')
-
-    def start(self) -> None:
-        """Start it, or start it again."""
-        command = [*unprivileged_identity().prefix, PGBOUNCER, str(self._folder / "pgbouncer.ini")]
-        with (self._folder / "pgbouncer.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        until(self._listens, "PgBouncer listens")
-
-    def _listens(self) -> bool:
-        with suppress(OSError):
-            Database(self.dsn).fetch("SELECT 1")
-            return True
-        return False
-
-    def kill9(self) -> None:
-        """Kill it."""
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
+pytestmark = needs_pgbouncer
 
 
 @pytest.fixture
 def pgbouncer(database: Database) -> Iterator[PgBouncer]:
     """Run a pooler before the test's database."""
     with tempfile.TemporaryDirectory(prefix="mk-pgb-") as folder:
-        Path(folder).chmod(0o755)
-        pooler = PgBouncer(Path(folder), database)
-        pooler.start()
+        pooler = PgBouncer(Path(folder), database.dsn, SERVER_CONNECTIONS).start()
         yield pooler
         pooler.kill9()
 

@@ -26,6 +26,7 @@ from smtp_servers import Act, Drip, Inbox, aiosmtpd_server, login_checker, scrip
 from stream_kit import Valkey, add, fields, query
 from test_cli_queue import run
 
+from mailkeep.doctor.backlog import OLD_SNAPSHOT_TRANSACTIONS
 from mailkeep.doctor.causes import Cause, Incident, Severity
 from mailkeep.doctor.examine import EXIT_CODES
 from mailkeep.doctor.look import Doctor
@@ -124,6 +125,52 @@ async def test_somebody_locks_the_queue(deployed, dsn, port_of):
         await connection.close()
     assert causes(report) == {Cause.DATABASE_LOCKED}
     assert f"backend {pid} (a migration by hand, idle in transaction)" in told(report)
+
+
+BURN = """
+DO $$ BEGIN
+    FOR number IN 1..$TIMES LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP;
+END $$""".replace("$TIMES", str(OLD_SNAPSHOT_TRANSACTIONS))
+
+
+@pytest.mark.parametrize("state", ["idle in transaction", "active"])
+async def test_somebody_holds_a_snapshot_open(deployed, dsn, port_of, state):
+    """A transaction that was left open, or a query without end, is named by its process id and its age; reads without a snapshot are not."""
+    served, environ = await deployed(port_of)
+    for delivery_id in await accept(served, 3):
+        await served.settled(delivery_id, "sent")
+    holding = await asyncpg.connect(dsn, server_settings={"application_name": "a report"})
+    harmless = await asyncpg.connect(dsn)
+    running = None
+    try:
+        await harmless.execute(
+            "BEGIN; SELECT count(*) FROM mail.deliveries"
+        )  # READ COMMITTED: it holds nothing
+        if state == "active":
+            running = asyncio.create_task(holding.execute("SELECT pg_sleep(600)"))
+            await until_row(dsn, "SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'")
+        else:
+            await holding.execute(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM mail.deliveries"
+            )
+        young = await examined(environ)
+        await query(dsn, BURN)
+        report = await examined(environ)
+        pid = holding.get_server_pid()
+        await query(dsn, "SELECT pg_terminate_backend($1)", pid)
+        await until_row(dsn, "SELECT WHERE NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid)
+        after = await examined(environ)
+    finally:
+        if running is not None:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        holding.terminate()
+        await harmless.close()
+    assert (causes(young), causes(after)) == (set(), set()), told(young) + told(after)
+    assert causes(report) == {Cause.VACUUM_HELD_BACK}, told(report)
+    assert severities(report) == {Incident.BACKLOG: Severity.WARNING}
+    assert f"backend {pid} (a report, {state}) has kept what died for " in told(report)
+    assert f"end backend {pid} in psql" in told(report)
 
 
 async def test_the_due_index_is_gone(deployed, dsn, port_of):

@@ -140,7 +140,7 @@ async def test_one_silent_connection_speaks_for_all(dsn, proxy, monkeypatch):
 async def test_a_peer_that_is_gone_is_noticed_by_the_system(dsn, proxy):
     """Connections over a network have keepalives and a bound on what is not acknowledged, however they were made."""
     for made in (await connect.connect(proxy.dsn), await asyncpg.connect(proxy.dsn)):
-        await connect.notice_silence(made)
+        await connect.set_up(made)
         peer = made._transport.get_extra_info("socket")
         assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         if hasattr(socket, "TCP_USER_TIMEOUT"):

@@ -1,7 +1,7 @@
 """The benchmark's next hop: it counts what came, however the bytes were cut."""
 
 import pytest
-from bench.sink import Behaviour, Ledger, SinkProtocol
+from bench.sink import Behaviour, Door, Ledger, SinkProtocol
 
 ENVELOPE = b"MAIL FROM:<a@bench.example.org>\r\nRCPT TO:<tok-%06d@bench.example.org>\r\nDATA\r\n"
 CONTENT = b"Subject: x\r\n\r\n..dot\r\n.\r.\nno end\r\n"
@@ -27,7 +27,7 @@ class Wire:
 def said(pieces, **behaviour):
     """Return what a sink answers to `pieces`, and its ledger."""
     ledger, wire = Ledger(), Wire()
-    sink = SinkProtocol(ledger, Behaviour(**behaviour), None)
+    sink = SinkProtocol(ledger, Behaviour(**behaviour), None, Door(shut=False))
     sink.connection_made(wire)
     for piece in pieces:
         sink.data_received(piece)
@@ -56,3 +56,14 @@ def test_a_stalled_one_takes_a_message_and_never_answers():
 def test_who_does_not_speak_smtp_is_cut_off():
     """A line without an end is not gathered for ever."""
     assert said([b"x" * 5000])[0].is_aborted
+
+
+def test_nobody_is_greeted_before_the_door_opens():
+    """Who came before hears nothing until then, who comes afterwards is greeted at once."""
+    door, wires = Door(shut=True), (Wire(), Wire())
+    for wire in wires:
+        SinkProtocol(Ledger(), Behaviour(shut=True), None, door).connection_made(wire)
+        greeted = bool(wires[0].written)
+        door.open()
+        assert greeted is (wire is wires[1])
+    assert [wire.written.count(b"220 ") for wire in wires] == [1, 1]

@@ -36,12 +36,22 @@ from mailkeep.doctor.symptoms import (
 from mailkeep.smtp.classify import RULES
 from mailkeep.smtp.next_hop import HopAddress, NextHop, TlsMode
 from mailkeep.smtp.probe import Probe
-from mailkeep.store.diagnosis import AttemptGroup, Dialog, EndedGroup, Inbox, Lane, LockHolder, Server
+from mailkeep.store.diagnosis import (
+    AttemptGroup,
+    Dialog,
+    EndedGroup,
+    Inbox,
+    Lane,
+    LockHolder,
+    Server,
+    SnapshotHolder,
+)
 from mailkeep.store.reads import StoredReplica
 
 ID = UUID(int=7)
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 HOP = NextHop("default", (HopAddress("127.0.0.1", 25),), tls=TlsMode.NONE)
+OLD = SnapshotHolder("backend", "9", "report", "idle in transaction", 1000.0, 12)
 LATE = Lane("default", "transactional", 100, 100, 60.0, 0, 0.0)
 OTHER_RULES = {"no_token", "shutdown", "replica_lost", "internal_fault", "no_content", "suppression_list"}
 
@@ -78,6 +88,7 @@ def well(**changes):
     database = Database(
         server=Server(False, 5, 100, has_schema=True, has_due_index=True, version=6, wanted=6),
         locks=(),
+        snapshots=(),
         due_look=DueLook(0.001, 0.002),
         replicas=(replica(),),
         lanes=(),
@@ -176,6 +187,22 @@ BACKLOGS = {
         Cause.DATABASE_LOCKED,
         {"locks": (LockHolder(9, "psql", "idle in transaction", 90.0, False, ("deliveries",), 0),)},
     ),
+    "old snapshot": (Cause.VACUUM_HELD_BACK, {"snapshots": (OLD,)}),
+    "old snapshot, mail waits": (
+        Cause.VACUUM_HELD_BACK,
+        {"snapshots": (OLD,), "due_look": DueLook(0.5, 0.9), "lanes": (LATE,), "machine": STARVED},
+    ),
+    "forgotten slot": (
+        Cause.VACUUM_HELD_BACK,
+        {"snapshots": (SnapshotHolder("replication slot", "gone", "", "nobody reads it", None, 300_000),)},
+    ),
+    "old snapshot with locks": (
+        Cause.DATABASE_LOCKED,
+        {
+            "locks": (LockHolder(9, "report", "idle in transaction", 1000.0, False, ("deliveries",), 0),),
+            "snapshots": (OLD,),
+        },
+    ),
     "out": (
         Cause.NEXT_HOP_REFUSES,
         {
@@ -253,6 +280,7 @@ HARMLESS = {
     "on its ladder": {"lanes": (Lane("default", "relay", 500, 0, 0.0, 0, 0.0),)},
     "busy": {"machine": STARVED, "due_look": DueLook(0.5, 0.9)},
     "own locks": {"locks": (LockHolder(9, "mailkeep", "active", 0.2, False, ("deliveries",), 0),)},
+    "young snapshot": {"snapshots": (SnapshotHolder("backend", "9", "report", "active", 60.0, 50_000),)},
     "one of two silent": {"replicas": (replica(), replica(silent_s=8.0))},
     "out for one of two": {
         "replicas": (replica(), replica(hops_out={"default": HopOut("421 closing", NOW)})),

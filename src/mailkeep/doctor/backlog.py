@@ -11,7 +11,7 @@ from mailkeep.doctor.causes import AUTH_CAUSES, TIME_CAUSES, Cause, Severity
 from mailkeep.doctor.findings import Check, Finding, ago, finding, skipped, times
 from mailkeep.doctor.hop_history import history_of, probe_cause, slowness, told_of_probe
 from mailkeep.doctor.symptoms import Database, Machine, Probed, Stream, Symptoms, Unread
-from mailkeep.store.diagnosis import COUNTED_ROWS, Lane, LockHolder
+from mailkeep.store.diagnosis import COUNTED_ROWS, Lane, LockHolder, SnapshotHolder
 from mailkeep.store.reads import StoredReplica
 
 WAITING_S: Final = 15.0
@@ -19,6 +19,9 @@ WAITING_S: Final = 15.0
 CRITICAL_S: Final = 120.0
 STRONG_LOCK_S: Final = 1.0
 ROW_LOCK_S: Final = 30.0
+OLD_SNAPSHOT_S: Final = 900.0
+OLD_SNAPSHOT_TRANSACTIONS: Final = 200_000
+"""Since a snapshot that holds vacuum back: what a busy service makes in a quarter of an hour, and all there is to judge a slot by."""
 SLOW_LOOK_S: Final = 0.1
 """A look at the due index, the best of three; milliseconds where all is well."""
 CATCH_UP_S: Final = 60.0
@@ -43,7 +46,7 @@ def backlog(symptoms: Symptoms) -> list[Check]:
             skipped("replicas, queue, next hops", "PostgreSQL can't be asked"),
             stream(symptoms.stream, explained=True),
         ]
-    for_all = [*postgres(database), replicas(database, symptoms)]
+    for_all = [*postgres(database, symptoms), replicas(database, symptoms)]
     hops = next_hops(database, symptoms)
     explained = any(check.severity is Severity.CRITICAL for check in for_all)
     out = {found.about for found in hops.findings if found.severity is Severity.CRITICAL}
@@ -60,8 +63,8 @@ def backlog(symptoms: Symptoms) -> list[Check]:
 # -- PostgreSQL ------------------------------------------------------------------------------------------------------
 
 
-def postgres(database: Database) -> Iterator[Check]:
-    """Whether PostgreSQL takes writes, has the schema and its index, and nobody locks it."""
+def postgres(database: Database, symptoms: Symptoms) -> Iterator[Check]:
+    """Whether PostgreSQL takes writes, has the schema and its index, and nobody locks it or holds its vacuum back."""
     server = database.server
     if server.version is None or server.version < server.wanted:
         why = f"migration {server.version or 'none'} there, {server.wanted} in this build"
@@ -80,6 +83,7 @@ def postgres(database: Database) -> Iterator[Check]:
         missing = (finding(Cause.DUE_INDEX_MISSING, Severity.CRITICAL, "no valid index mail.deliveries_due"),)
     yield Check("due index", "missing" if missing else "there and valid", missing)
     yield locks(database)
+    yield snapshots(database, symptoms)
 
 
 def locks(database: Database) -> Check:
@@ -104,6 +108,40 @@ def _obstructs(holder: LockHolder) -> bool:
     if holder.strong:
         return holder.held_s >= STRONG_LOCK_S or holder.waiting > 0
     return holder.held_s >= ROW_LOCK_S
+
+
+def snapshots(database: Database, symptoms: Symptoms) -> Check:
+    """Whether an old snapshot keeps dead rows; critical once claims are slow by them and mail waits."""
+    if isinstance(database.snapshots, Unread):
+        return skipped(
+            "snapshots",
+            database.snapshots.why,
+            failed=database.snapshots.missing and not _is_locked(database),
+        )
+    blamed = {found.about for found in locks(database).findings}  # to end that one ends its snapshot too
+    holders = [holder for holder in database.snapshots if _is_old(holder) and holder.name not in blamed]
+    severity = Severity.CRITICAL if _is_slow(database) and _late(database, symptoms) else Severity.WARNING
+    found = tuple(
+        finding(
+            Cause.VACUUM_HELD_BACK, severity, _snapshot_told(holder), about=f"{holder.kind} {holder.name}"
+        )
+        for holder in holders[:1]  # the oldest: while it is there the others add nothing
+    )
+    return Check("snapshots", f"{times(len(holders), 'old one')} open", found)
+
+
+def _is_old(holder: SnapshotHolder) -> bool:
+    return (holder.held_s or 0.0) >= OLD_SNAPSHOT_S or holder.transactions >= OLD_SNAPSHOT_TRANSACTIONS
+
+
+def _snapshot_told(holder: SnapshotHolder) -> str:
+    who = ", ".join(filter(None, (holder.application_name, holder.state)))
+    age = "" if holder.held_s is None else f"{holder.held_s:.0f} s, "
+    return f"{holder.kind} {holder.name} ({who or 'no name'}) has kept what died for {age}{holder.transactions:,} transactions"
+
+
+def _is_slow(database: Database) -> bool:
+    return not isinstance(database.due_look, Unread) and database.due_look.best_s >= SLOW_LOOK_S
 
 
 def _is_locked(database: Database) -> bool:
@@ -302,7 +340,7 @@ def _pace_of_postgres(database: Database, severity: Severity, evidence: list[str
     if isinstance(look, Unread):
         return skipped("PostgreSQL's pace", look.why, failed=look.missing)
     found: tuple[Finding, ...] = ()
-    if look.best_s >= SLOW_LOOK_S:
+    if _is_slow(database):
         words = f"a look at the due index takes {look.best_s * 1000:.0f} ms at best"
         found = (finding(Cause.DATABASE_SLOW, severity, words, *evidence),)
     return Check("PostgreSQL's pace", _look_told(database), found)

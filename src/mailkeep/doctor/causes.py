@@ -52,6 +52,7 @@ class Cause(StrEnum):
     DATABASE_LOCKED = "database_locked"
     DUE_INDEX_MISSING = "due_index_missing"
     DATABASE_SLOW = "database_slow"
+    VACUUM_HELD_BACK = "vacuum_held_back"
     NO_REPLICA = "no_replica"
     REPLICA_FROZEN = "replica_frozen"
     CONFIGURATION_REFUSED = "configuration_refused"
@@ -160,7 +161,13 @@ CAUSES: Final[dict[Cause, About]] = {
     Cause.DATABASE_SLOW: About(
         (_B,),
         "Mail waits, and PostgreSQL takes long even for one look at the due index.",
-        "look at PostgreSQL's disk, CPU, vacuum and long transactions; then `mailkeep doctor backlog`",
+        "look at PostgreSQL's disk, CPU and vacuum; then `mailkeep doctor backlog`",
+    ),
+    Cause.VACUUM_HELD_BACK: About(
+        (_B,),
+        "An old snapshot is held open: vacuum may take no row away that was changed since, and claims grow slower with each of them.",
+        "end {about} in psql (`SELECT pg_terminate_backend(pid)`, `ROLLBACK PREPARED 'name'`, `SELECT pg_drop_replication_slot('name')`),"
+        " or the query that a standby runs; then `mailkeep doctor backlog`",
     ),
     Cause.NO_REPLICA: About(
         (_B,), "No replica runs: nobody claims what is due.", "mailkeep serve"

@@ -206,7 +206,7 @@ async def _read(diagnosis: Diagnosis) -> Section[Database]:
         have = "none" if server.version is None else str(server.version)
         why = f"the schema is not this build's: migration {have} there, {server.wanted} here"
         missing: Unread = Unread(why)
-        return Database(server, *[missing] * 10)
+        return Database(server, *[missing] * 11)
     ends_s = time.monotonic() + DATABASE_S - 2 * STATEMENT_S  # for the last statement, and for the locks
 
     async def section(read: Callable[[], Awaitable[T]]) -> Section[T]:
@@ -226,6 +226,7 @@ async def _read(diagnosis: Diagnosis) -> Section[Database]:
     dialogs = await section(diagnosis.dialogs)
     dead_letters = await section(diagnosis.dead_letters)
     malformed = await section(diagnosis.malformed)
+    snapshots = await section(diagnosis.snapshot_holders)
     # Last: a lock that stood in the way of the others has been held for a while now.
     try:
         locks: Section[Any] = await diagnosis.lock_holders()
@@ -234,6 +235,7 @@ async def _read(diagnosis: Diagnosis) -> Section[Database]:
     return Database(
         server=server,
         locks=locks,
+        snapshots=snapshots,
         due_look=due_look,
         replicas=replicas,
         lanes=lanes,

@@ -21,6 +21,7 @@ from mailkeep.store.diagnosis import (
     LockHolder,
     MalformedGroup,
     Server,
+    SnapshotHolder,
 )
 from mailkeep.store.reads import StoredReplica
 
@@ -60,6 +61,7 @@ class Database(msgspec.Struct, frozen=True):
 
     server: Server
     locks: Section[tuple[LockHolder, ...]]
+    snapshots: Section[tuple[SnapshotHolder, ...]]
     due_look: Section[DueLook]
     replicas: Section[tuple[StoredReplica, ...]]
     lanes: Section[tuple[Lane, ...]]

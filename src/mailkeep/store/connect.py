@@ -26,13 +26,20 @@ _OPTIONS: Final = (
 async def connect(dsn: str) -> "asyncpg.Connection[asyncpg.Record]":
     """Connect outside the pool; nothing prepared is left behind. Raises the driver's errors."""
     connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, statement_cache_size=0)
-    await notice_silence(connection)
+    await set_up(connection)
     return connection
 
 
-async def notice_silence(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Have the operating system end the connection when its peer is gone."""
-    # The driver has no way to say this, and none to reach its socket but this one.
+async def set_up(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Make a new connection notice that its peer is gone, and leave the server's session as it is."""
+    _notice_silence(connection)
+    # Before the driver asks for the elements of an array it turns JIT off in the session, which behind a pooler is the next
+    # client's as well; within a transaction that has it off already it would stay so. To the driver there is none now.
+    connection._server_caps = connection._server_caps._replace(jit=False)  # type: ignore[attr-defined] # noqa: SLF001
+
+
+def _notice_silence(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    # The operating system ends it. The driver has no way to say this, and none to reach its socket but this one.
     transport = connection._transport  # type: ignore[attr-defined] # noqa: SLF001
     peer: socket.socket = transport.get_extra_info("socket")
     if peer.family == socket.AF_UNIX:

@@ -29,6 +29,7 @@ DIALOGS: Final = 300
 """Dialogs that are read whole, a few kB each."""
 RAW_BYTES: Final = 16 * 1024
 HOLDERS: Final = 5
+"""Of locks or of snapshots: the oldest are at the bottom of what the others do."""
 REPLICAS: Final = 200
 
 
@@ -54,6 +55,20 @@ class LockHolder(msgspec.Struct, frozen=True):
     strong: bool
     tables: tuple[str, ...]
     waiting: int
+
+
+class SnapshotHolder(msgspec.Struct, frozen=True):
+    """Who keeps vacuum from taking dead rows away: `transactions` began since, `held_s` is None where PostgreSQL does not tell.
+
+    `kind` is `backend`, `standby` (by hot_standby_feedback), `prepared transaction` or `replication slot`; `name` its pid or name.
+    """
+
+    kind: str
+    name: str
+    application_name: str
+    state: str | None
+    held_s: float | None
+    transactions: int
 
 
 class Lane(msgspec.Struct, frozen=True, rename={"delivery_class": "class"}):
@@ -176,6 +191,10 @@ class Diagnosis:
     async def lock_holders(self) -> tuple[LockHolder, ...]:
         """Return who holds locks on the queue's tables, the longest first."""
         return await self._all("diagnose_locks", LockHolder, HOLDERS)
+
+    async def snapshot_holders(self) -> tuple[SnapshotHolder, ...]:
+        """Return who holds snapshots or transactions open, the oldest first."""
+        return await self._all("diagnose_snapshots", SnapshotHolder, HOLDERS)
 
     async def replicas(self) -> tuple[StoredReplica, ...]:
         """Return the replicas, the newest first."""

@@ -33,7 +33,7 @@ from mailkeep.core.queue import (
 )
 from mailkeep.core.suppression import MAX_EVIDENCE_CHARS, USUAL_TTL_S
 from mailkeep.store.columns import column
-from mailkeep.store.connect import CONNECT_TIMEOUT_S, connect, is_pooled, notice_silence
+from mailkeep.store.connect import CONNECT_TIMEOUT_S, connect, is_pooled, set_up
 from mailkeep.store.errors import (
     ROLLED_BACK,
     StoreError,
@@ -117,7 +117,7 @@ class Store:
                 min_size=min(2, pool_size),
                 max_size=pool_size,
                 command_timeout=COMMAND_TIMEOUT_S,
-                init=notice_silence,
+                init=set_up,
                 reset=_keep_as_it_is,
                 timeout=CONNECT_TIMEOUT_S,
                 server_settings=session if pooled else session | _PLANNER,
@@ -156,7 +156,7 @@ class Store:
                 min_size=1,
                 max_size=1,
                 command_timeout=2 * statement_s,
-                init=notice_silence,
+                init=set_up,
                 reset=_keep_as_it_is,
                 timeout=statement_s,
                 server_settings={"application_name": application_name, "timezone": "UTC"},
