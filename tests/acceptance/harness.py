@@ -253,7 +253,7 @@ class Database:
         async def run() -> Ledger:
             connection = await asyncpg.connect(self.dsn, timeout=PATIENCE_S)
             try:
-                return await read_ledger(connection, submissions, copies, ends)
+                return await read_ledger(connection, submissions, copies, sender=SENDER, ends=ends)
             finally:
                 await connection.close()
 

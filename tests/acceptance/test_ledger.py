@@ -104,12 +104,46 @@ def poisoned():
 
 RIGHT["poison"] = poisoned()
 
+
+def given_up(*bounces, **fields):
+    """Return the ledger of relayed mail that became a dead letter, with `bounces` to its sender."""
+    found = poisoned()
+    stored = msgspec.structs.replace(found.deliveries["d1"], delivery_class="relay")
+    values = {
+        "deliveries": {"d1": stored} | {bounce.id: bounce for bounce in bounces},
+        "keys": {"k1": "d1"} | {f"owed-{bounce.id}": bounce.id for bounce in bounces},
+        "payloads": frozenset({"d1", *(bounce.id for bounce in bounces)}),
+        "copies": tuple(copy(BOB, message_id=f"<{bounce.id}@example.org>") for bounce in bounces),
+        "ends": frozenset({DeliveryStatus.DEAD_LETTER, DeliveryStatus.SENT}),
+        "sender": BOB,
+    }
+    return msgspec.structs.replace(found, **values | fields)
+
+
+def bounce(delivery_id="b1", about_id="d1"):
+    """Return a bounce that was sent."""
+    return msgspec.structs.replace(delivery(), id=delivery_id, delivery_class="relay", about_id=about_id)
+
+
+RIGHT["a bounce"] = given_up(bounce())
+
 WRONG = {
     "a 2xx that is not stored": ("lost", ledger(stored=None, keys={}, copies=())),
     "a 2xx whose row vanished, its key did not": ("lost", ledger(stored=None)),
     "mail nobody submitted": ("unasked", ledger(submissions=())),
     "mail to somebody else": ("unasked", ledger(copies=(copy(ANN, BOB),))),
     "mail of an unknown delivery": ("unasked", ledger(copies=(copy(), copy(message_id="<d9@example.org>")))),
+    "a sender who was not told": ("bounces", given_up()),
+    "a sender who was told twice": ("bounces", given_up(bounce(), bounce("b2"))),
+    "a bounce for what was sent": (
+        "bounces",
+        given_up(bounce(), deliveries={"d1": delivery(delivery_class="relay"), "b1": bounce()}),
+    ),
+    "a bounce for nothing": ("bounces", given_up(bounce(about_id="d9"))),
+    "a bounce to somebody else": (
+        "unasked",
+        given_up(bounce(), copies=(copy(message_id="<b1@example.org>"),)),
+    ),
     "another id the second time": (
         "two ids",
         ledger(submissions=(submission(Answer(202, "d1"), Answer(202, "d2", is_replayed=True)),)),

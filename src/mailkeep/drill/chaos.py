@@ -23,7 +23,7 @@ import msgspec
 
 from mailkeep.drill.judgement import ENDS, QUESTIONS, Figures, Life, Span, figures, judged
 from mailkeep.drill.ledger import Broken, Copy, Ledger
-from mailkeep.drill.local import LocalDeployment
+from mailkeep.drill.local import SENDER, LocalDeployment
 from mailkeep.drill.replica_api import ReplicaError
 from mailkeep.drill.report import Report, Tell
 from mailkeep.drill.steady_load import SteadyLoad
@@ -54,7 +54,10 @@ MAX_SHOWN: Final = 5
 
 T = TypeVar("T")
 
-_LIVE: Final = "SELECT count(*) FROM mail.deliveries WHERE status IN ('queued', 'rendered', 'sending')"
+_LIVE: Final = (
+    "SELECT (SELECT count(*) FROM mail.deliveries WHERE status IN ('queued', 'rendered', 'sending'))"
+    " + (SELECT count(*) FROM mail.bounces_owed)"
+)
 _MISSING: Final = (
     "SELECT count(*) FROM unnest($1::uuid[]) AS t(id)"
     " WHERE NOT EXISTS (SELECT FROM mail.deliveries d WHERE d.id = t.id)"
@@ -363,7 +366,9 @@ class Chaos:
         ]
 
         async def read(connection: asyncpg.Connection) -> tuple[Ledger, list[Life]]:
-            ledger = await read_ledger(connection, self._load.submissions, copies, ENDS, RUNGS)
+            ledger = await read_ledger(
+                connection, self._load.submissions, copies, sender=SENDER, ends=ENDS, rungs=RUNGS
+            )
             return ledger, [Life(**dict(row)) for row in await connection.fetch(_LIVES)]
 
         return _ask(self._deployment.dsn, read)

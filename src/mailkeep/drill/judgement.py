@@ -19,7 +19,7 @@ ENDS: Final = frozenset({DeliveryStatus.SENT, DeliveryStatus.HELD, DeliveryStatu
 """How a delivery may end in a chaos run: nothing is refused for good, expires or is cancelled."""
 
 QUESTIONS: Final[dict[str, frozenset[str]]] = {
-    "nothing lost": frozenset({"lost", "undelivered"}),
+    "nothing lost": frozenset({"lost", "undelivered", "bounces"}),
     "copies explained": frozenset({"copied", "changed", "anomalies", "unasked"}),
     "at_most_once never doubled": frozenset({"doubled"}),
     "nothing stuck": frozenset({"ended", "held", "dead too early"}),

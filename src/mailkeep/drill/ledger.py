@@ -19,6 +19,7 @@ from mailkeep.core.delivery import (
     WAITING,
     AttemptStatus,
     Certainty,
+    DeliveryClass,
     DeliveryStatus,
     Guarantee,
 )
@@ -73,6 +74,16 @@ class Delivery(msgspec.Struct, frozen=True):
     history: tuple[str, ...]
     guarantee: str = Guarantee.AT_LEAST_ONCE
     is_sensitive: bool = False
+    delivery_class: str = DeliveryClass.TRANSACTIONAL
+    about_id: str | None = None
+    """Of a bounce: the delivery that its sender is told of."""
+
+    @property
+    def unserved_count(self) -> int:
+        """Recipients who will not get it."""
+        states = self.recipient_states
+        given_up = self.status in {DeliveryStatus.DEAD_LETTER, DeliveryStatus.EXPIRED}
+        return states.count("f") + states.count("x") + given_up * states.count("o")
 
 
 class Copy(msgspec.Struct, frozen=True):
@@ -97,6 +108,8 @@ class Ledger(msgspec.Struct, frozen=True):
     keys: Mapping[str, str]
     payloads: frozenset[str]
     copies: tuple[Copy, ...]
+    sender: str = ""
+    """Whose mail it is, and who gets the bounces."""
     dead_letters: frozenset[str] = frozenset()
     ends: frozenset[DeliveryStatus] = SENT
     rungs: int | None = None
@@ -144,16 +157,37 @@ def _nothing_lost(ledger: Ledger) -> Iterator[Broken]:
 
 
 def _nothing_unasked(ledger: Ledger) -> Iterator[Broken]:
-    """Find what is stored and was not submitted, or arrived and was not stored for that recipient."""
+    """Find what is stored and was not submitted, or arrived and was not stored for that recipient; bounces ask themselves."""
     submitted = {submission.key: submission for submission in ledger.submissions}
+    wanted: dict[str, tuple[str, ...]] = {
+        delivery.id: (ledger.sender,) for delivery in ledger.deliveries.values() if delivery.about_id
+    }
     for key, delivery_id in ledger.keys.items():
-        if key not in submitted:
+        if key in submitted:
+            wanted[delivery_id] = submitted[key].recipients
+        elif delivery_id not in wanted:
             yield Broken("unasked", delivery_id, f"is stored under {key}, which nobody submitted")
-    asked = {delivery_id: submitted[key] for key, delivery_id in ledger.keys.items() if key in submitted}
     for copy in ledger.copies:
-        wanted = asked[copy.delivery_id].recipients if copy.delivery_id in asked else ()
-        if not set(copy.recipients) <= set(wanted):
+        if not set(copy.recipients) <= set(wanted.get(copy.delivery_id, ())):
             yield Broken("unasked", copy.delivery_id, "went to somebody who was not asked for")
+
+
+def _senders_are_told(ledger: Ledger) -> Iterator[Broken]:
+    """Relayed mail that somebody will not get has a bounce, one for each of them at most; nothing else has any."""
+    told = Counter(delivery.about_id for delivery in ledger.deliveries.values() if delivery.about_id)
+    for delivery in ledger.deliveries.values():
+        is_owed = (
+            delivery.delivery_class == DeliveryClass.RELAY
+            and not delivery.is_sensitive
+            and not delivery.about_id
+        )
+        most = delivery.unserved_count if is_owed else 0
+        if not min(most, 1) <= told[delivery.id] <= most:
+            yield Broken(
+                "bounces", delivery.id, f"{told[delivery.id]} bounces for {most} who will not get it"
+            )
+    for about_id in told.keys() - ledger.deliveries.keys():
+        yield Broken("bounces", str(about_id), "has a bounce and is not stored")
 
 
 def _one_id_a_key(ledger: Ledger) -> Iterator[Broken]:
@@ -300,6 +334,7 @@ def _stored(ledger: Ledger) -> Iterator[tuple[Submission, Delivery]]:
 _RULES: Final[tuple[Callable[[Ledger], Iterable[Broken]], ...]] = (
     _nothing_lost,
     _nothing_unasked,
+    _senders_are_told,
     _one_id_a_key,
     _keys_and_deliveries_agree,
     _accounts_add_up,

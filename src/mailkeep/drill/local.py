@@ -30,6 +30,7 @@ from mailkeep.store.embedded_process import watched
 
 MODE_FILE: Final = "sinkhole.mode"
 CAPTURE_FILE: Final = "sinkhole.jsonl"
+SENDER: Final = "drill@sinkhole.test"
 STOP_S: Final = 20.0
 """Longer than the replicas' own bound on a stop."""
 RESTART_S: Final = 60.0
@@ -112,7 +113,7 @@ class LocalDeployment:
             "MAIL_SMTP_MODE": "smtp",
             "MAIL_SMTP_ADDR": f"127.0.0.1:{sink_port}",
             "MAIL_SMTP_TLS": "none",
-            "MAIL_SMTP_FROM_EMAIL": "drill@sinkhole.test",
+            "MAIL_SMTP_FROM_EMAIL": SENDER,
             "MAIL_SINKHOLE_ADDR": f"127.0.0.1:{sink_port}",
             "MAIL_LOG_FORMAT": "json",
             **({"MAIL_REDIS_MASTER_ADDR": str(self.redis_socket)} if self.redis_socket else {}),

@@ -33,7 +33,8 @@ _ATTEMPTS: Final = (
 )
 _MOVES: Final = "SELECT delivery_id::text AS id, after FROM witness.moves WHERE before IS DISTINCT FROM after ORDER BY number"
 _DELIVERIES: Final = (
-    "SELECT id::text, status, recipient_states, attempts, guarantee, sensitive FROM mail.deliveries"
+    "SELECT id::text, status, recipient_states, attempts, guarantee, sensitive, class,"
+    " CASE WHEN source = 'bounce' THEN parent_id::text END AS about_id FROM mail.deliveries"
 )
 _KEYS: Final = "SELECT key, delivery_id::text FROM mail.idempotency_keys"
 _PAYLOADS: Final = "SELECT delivery_id::text FROM mail.payloads"
@@ -49,6 +50,8 @@ async def read_ledger(
     connection: asyncpg.Connection,
     submissions: Sequence[Submission],
     copies: Sequence[Copy],
+    *,
+    sender: str = "",
     ends: frozenset[DeliveryStatus] = SENT,
     rungs: int | None = None,
 ) -> Ledger:
@@ -59,6 +62,7 @@ async def read_ledger(
         history[row["id"]].append(row["after"])
     return Ledger(
         submissions=tuple(submissions),
+        sender=sender,
         deliveries={
             row["id"]: _delivery(row, attempts.get(row["id"], ()), history[row["id"]])
             for row in await connection.fetch(_DELIVERIES)
@@ -89,4 +93,6 @@ def _delivery(row: asyncpg.Record, attempts: Sequence[Attempt], history: Sequenc
         tuple(history),
         row["guarantee"],
         row["sensitive"],
+        row["class"],
+        row["about_id"],
     )
