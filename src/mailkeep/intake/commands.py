@@ -109,12 +109,14 @@ class CommandIntake:
     async def _take(self, commands: Sequence[RawCommand]) -> list[Accepted | Malformed]:
         prepared: list[_Ready] = []
         committing: list[asyncio.Future[Stored]] = []
+        own = tracing.current_traceparent(None)
         try:
             for start in range(0, len(commands), PART):
-                part = await self._ready(commands[start : start + PART])
+                part = await self._ready(commands[start : start + PART], own)
                 committing += await self._commit([ready for ready in part if isinstance(ready, Prepared)])
                 prepared += part
-                tracing.link(ready.new.traceparent for ready in part if isinstance(ready, Prepared))
+            given = (ready.new.traceparent for ready in prepared if isinstance(ready, Prepared))
+            tracing.link(traceparent for traceparent in given if traceparent != own)
             stored = iter(await _settled(committing))
         finally:
             for commit in committing:
@@ -129,13 +131,15 @@ class CommandIntake:
             self._say(refused)
         return answers
 
-    async def _ready(self, commands: Sequence[RawCommand]) -> list[_Ready]:
-        """Prepare commands, a slice of them in each turn of the event loop."""
+    async def _ready(self, commands: Sequence[RawCommand], traceparent: str | None) -> list[_Ready]:
+        """Prepare commands, a slice of them in each turn of the event loop; `traceparent` is for those without their own."""
         ready: list[_Ready] = []
         for start in range(0, len(commands), SLICE):
             await self._accept.right_of_way.give_way()
             asked = [
-                await aside(self._read, command) if command.is_large else self._read(command)
+                await aside(self._read, command, traceparent)
+                if command.is_large
+                else self._read(command, traceparent)
                 for command in commands[start : start + SLICE]
             ]
             await self._accept.right_of_way.give_way()
@@ -148,7 +152,7 @@ class CommandIntake:
                     ready.append(self._prepare(one))
         return ready
 
-    def _read(self, raw: RawCommand) -> _Asked | Malformed:
+    def _read(self, raw: RawCommand, traceparent: str | None) -> _Asked | Malformed:
         try:
             if raw.fault is not None:
                 return raw.refused(raw.fault)
@@ -161,7 +165,7 @@ class CommandIntake:
                 delivery_id,
                 request.idempotency_key or id_text(delivery_id),
                 parse_request(request, rules),
-                request.traceparent or tracing.current_traceparent(None),
+                request.traceparent or traceparent,
             )
         except CommandError as fault:
             return raw.refused(fault)

@@ -43,9 +43,9 @@ def batch_span(name: str) -> AbstractContextManager[Span]:
 
 def link(traceparents: Iterable[str | None]) -> None:
     """Link the current span to what producers were doing; to the first `MAX_LINKS` of them."""
-    if not _is_on:
-        return
     span = trace.get_current_span()
+    if not span.is_recording():  # a share of all is
+        return
     for traceparent in islice(filter(None, traceparents), MAX_LINKS):
         span.add_link(trace.get_current_span(_context(traceparent)).get_span_context())
 
