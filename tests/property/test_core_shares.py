@@ -91,3 +91,16 @@ def test_what_was_given_back_can_be_taken_again():
     for name in PRIORITY:
         shares.give(name, HOP)
     assert {name: shares.room(name, HOP) for name in PRIORITY} == before
+
+
+@given(total=st.integers(10, 400), beyond=st.integers(0, 400), several=st.booleans())
+def test_a_class_keeps_its_own_when_others_took_more_than_there_is(total, beyond, several):
+    """Claims under way and births meanwhile may overshoot; a login code is born claimed all the same."""
+    shares = Shares(total, several_hops=several)
+    for _ in range(total + beyond):
+        shares.take(DeliveryClass.TRANSACTIONAL, "a")
+    own = _reserved(total, DeliveryClass.AUTH)
+    for left in range(own, 0, -1):
+        assert shares.room(DeliveryClass.AUTH, "a") == left
+        shares.take(DeliveryClass.AUTH, "a")
+    assert shares.room(DeliveryClass.AUTH, "a") == shares.room(DeliveryClass.TRANSACTIONAL, "a") == 0

@@ -45,15 +45,16 @@ class Shares:
             if name != delivery_class
         )
         room = self._free - kept_for_others
+        # Claims that were asked for and births meanwhile can take more places than there are; a class keeps its own all the same.
+        within_class = self._reserved[delivery_class] - self._taken[delivery_class]
         if self._several_hops:
             # Each place taken lowers the threshold by so many and raises what is held by one.
             below = HOP_TIMES_FREE * self._free - self._taken_by_hop[hop]
             within_hop = (below + HOP_TIMES_FREE) // (HOP_TIMES_FREE + 1)
             # What is kept for other classes is free and yet out of reach: the last place in reach is for a newcomer.
             within_hop = min(within_hop, room - 1 if self._taken_by_hop[hop] else max(room - 1, 1))
-            within_class = self._reserved[delivery_class] - self._taken[delivery_class]
-            room = min(room, max(within_hop, within_class))
-        return max(room, 0)
+            room = min(room, within_hop)
+        return max(room, within_class, 0)
 
     def take(self, delivery_class: DeliveryClass, hop: str) -> None:
         """Take one place."""
