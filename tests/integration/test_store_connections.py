@@ -16,7 +16,8 @@ from mailkeep.core.delivery import DeliveryStatus
 from mailkeep.core.queue import KeyHolder
 from mailkeep.store import connect, postgres
 from mailkeep.store.embedded import start_postgres
-from mailkeep.store.errors import StoreUnavailableError
+from mailkeep.store.errors import StoreUnavailableError, translated
+from mailkeep.store.migrate import migrate
 from mailkeep.store.postgres import Store
 from postgres_proxy import Moment, PostgresProxy
 
@@ -135,6 +136,19 @@ async def test_one_silent_connection_speaks_for_all(dsn, proxy, monkeypatch):
         await asyncio.gather(*(store.notify_due() for _ in range(4)))
     finally:
         await store.close()
+
+
+async def test_a_start_gives_up_on_a_server_that_fell_silent(proxy, monkeypatch):
+    """Looking at the schema ends, too: a connection that lives and brings no answer is an outage."""
+    monkeypatch.setattr(connect, "COMMAND_TIMEOUT_S", 1.0)
+    connection = await connect.connect(proxy.dsn)
+    proxy.swallow()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            with pytest.raises(StoreUnavailableError), translated():
+                await migrate(connection)
+    finally:
+        connection.terminate()
 
 
 async def test_a_peer_that_is_gone_is_noticed_by_the_system(dsn, proxy):

@@ -11,6 +11,8 @@ from typing import Final
 import asyncpg
 
 CONNECT_TIMEOUT_S: Final = 5.0
+COMMAND_TIMEOUT_S: Final = 30.0
+"""A statement that takes longer is given up as in doubt: a server that lives and stays silent must not hold anybody for ever."""
 SILENT_S: Final = 10
 """A peer that acknowledges nothing for so long is gone. A server that is slow acknowledges all the same."""
 
@@ -25,7 +27,9 @@ _OPTIONS: Final = (
 
 async def connect(dsn: str) -> "asyncpg.Connection[asyncpg.Record]":
     """Connect outside the pool; nothing prepared is left behind. Raises the driver's errors."""
-    connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, statement_cache_size=0)
+    connection = await asyncpg.connect(
+        dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S, statement_cache_size=0
+    )
     await set_up(connection)
     return connection
 

@@ -20,6 +20,9 @@ LOCK_KEY: Final = 0x6D61696C  # "mail"
 STANDSTILL_S: Final = 10
 """A migrator that says nothing for so long is given up by PostgreSQL, before those that wait for its lock give up (30 s)."""
 
+MIGRATION_S: Final = 3600.0
+"""One migration of a large queue may build an index; all else on that connection is over soon."""
+
 
 class Migration(msgspec.Struct, frozen=True):
     """One step of the schema."""
@@ -77,7 +80,7 @@ async def _migrate(connection: Connection) -> list[Migration]:
         await _ensure_schema(connection)
         missing = await _missing(connection)
         for migration in missing:
-            await connection.execute(migration.sql)
+            await connection.execute(migration.sql, timeout=MIGRATION_S)
             await connection.execute(
                 "INSERT INTO mail.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
                 migration.version,

@@ -33,7 +33,7 @@ from mailkeep.core.queue import (
 )
 from mailkeep.core.suppression import MAX_EVIDENCE_CHARS, USUAL_TTL_S
 from mailkeep.store.columns import column
-from mailkeep.store.connect import CONNECT_TIMEOUT_S, connect, is_pooled, set_up
+from mailkeep.store.connect import COMMAND_TIMEOUT_S, CONNECT_TIMEOUT_S, connect, is_pooled, set_up
 from mailkeep.store.errors import (
     ROLLED_BACK,
     StoreError,
@@ -47,8 +47,6 @@ from mailkeep.store.sealing import Content, PayloadKeys, PayloadKeysError, Seale
 
 ROLLBACK_WAITS_S: Final = (0.01, 0.05, 0.2)
 """Before a statement that PostgreSQL rolled back (deadlock, serialization) is run again: nothing of it was done."""
-COMMAND_TIMEOUT_S: Final = 30.0
-"""A statement that takes longer is given up as in doubt: a silent network must not hold a worker."""
 PREPARED: Final = 100
 """Statements that stay prepared on a connection: more than there are."""
 ACQUIRE_TIMEOUT_S: Final = 10.0
