@@ -26,7 +26,7 @@ class FloodPlan(msgspec.Struct, frozen=True):
     """What a run sends. The tokens of the phases do not overlap."""
 
     messages: int
-    codes: int = 200
+    codes: int = 600
     pause_s: float = 0.1
     connections: int = 20
     warm_messages: int = 500

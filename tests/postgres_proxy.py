@@ -77,6 +77,7 @@ class PostgresProxy:
 
     async def _close(self) -> None:
         self._listening.close()
+        await asyncio.sleep(0)  # what was let in just now begins, to be able to end
         for link in list(self._links):
             link.reset()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -130,7 +131,7 @@ class PostgresProxy:
                 opened = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
             else:
                 opened = await asyncio.open_connection(host, port)
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # nobody there, or told to stop
             _reset(writer)
             return
         link = _Link(self, (reader, writer), opened)

@@ -81,3 +81,66 @@ async def test_letting_pass_costs_nothing_where_nobody_passes(clock):
         await asyncio.sleep(0.001)
         assert not waiting.done()
     await waiting
+
+
+async def test_while_codes_are_about_the_rest_goes_one_at_a_time(clock):
+    """A statement waits for the one before it for a second after a login code, and not before or later."""
+    way, running = RightOfWay(clock), []
+
+    async def statement(release):
+        async with way.in_turn():
+            running.append(release)
+            await release.wait()
+
+    async def begun(count):
+        """Begin `count` statements at once, and return how many ran side by side."""
+        releases = [asyncio.Event() for _ in range(count)]
+        statements = [asyncio.create_task(statement(release)) for release in releases]
+        await asyncio.sleep(0.01)
+        beside = len(running)
+        for release in releases:
+            release.set()
+        await asyncio.gather(*statements)
+        assert len(running) == count
+        running.clear()
+        return beside
+
+    assert await begun(3) == 3
+    with way.passing():
+        pass
+    assert way.codes_are_about
+    assert await begun(3) == 1
+    clock.now_s += right_of_way.ABOUT_S
+    assert not way.codes_are_about
+    assert await begun(3) == 3
+
+
+async def test_a_statement_waits_for_a_code_also_when_its_turn_has_come(clock):
+    """A turn is no right of way."""
+    way, seen = RightOfWay(clock), []
+
+    async def statement():
+        async with way.in_turn():
+            seen.append(way.is_clear)
+
+    with way.passing():
+        waiting = asyncio.create_task(statement())
+        await asyncio.sleep(0.01)
+        assert not seen
+    await waiting
+    assert seen == [True]
+
+
+async def test_a_statement_that_hangs_stops_no_other(monkeypatch, clock):
+    """The next one goes beside it after a moment, and neither takes the other's turn away."""
+    monkeypatch.setattr(right_of_way, "TURN_S", 0.01)
+    way = RightOfWay(clock)
+    with way.passing():
+        pass
+    async with asyncio.timeout(5), way.in_turn():
+        async with way.in_turn():
+            pass
+        async with way.in_turn():
+            pass
+    async with asyncio.timeout(5), way.in_turn():
+        pass

@@ -66,7 +66,6 @@ class Recorder:
             await lane.drain()
 
     async def _write_finished(self, batch: list[FinishedAttempt]) -> Sequence[DeliveryStatus | None]:
-        await self._right_of_way.let_pass()
         reach(FaultPoint.FINISH_BEFORE_COMMIT)
         statuses = await self._persist(batch)
         reach(FaultPoint.FINISH_AFTER_COMMIT)
@@ -86,7 +85,8 @@ class Recorder:
         wait_s = RETRY_FIRST_S
         while True:
             try:
-                return await self._store.finish(batch, self._suppression_ttl_s)
+                async with self._right_of_way.in_turn():
+                    return await self._store.finish(batch, self._suppression_ttl_s)
             except StoreRefusedError:
                 return await self._persist_singly(batch)
             except StoreUnavailableError as fault:

@@ -3,12 +3,13 @@
 One event loop does all the work of a process, so that whatever runs there holds a login code up: preparing a batch of the
 stream, encoding a commit of a hundred rows, beginning fifty attempts. Those ask here first. They are held for `HOLD_S` at
 most, and afterwards have a part of that time for themselves: a flood of login codes slows the rest down and never stops it.
+What PostgreSQL has begun can't be held any more, so that while codes are about the rest's statements go one at a time.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 HOLD_S: Final = 0.05
@@ -17,6 +18,12 @@ that is waiting, which others may use."""
 
 FREE_SHARE: Final = 1 / 3
 """How long the rest is not held again after a hold, as a share of its length: a quarter of the time is always its own."""
+
+ABOUT_S: Final = 1.0
+"""After a login code the next one is expected for so long, and is to find PostgreSQL and the event loop less busy."""
+
+TURN_S: Final = 0.1
+"""A statement of the rest waits for the one before it for so long: one that hangs, at a lock say, stops no other."""
 
 
 class RightOfWay:
@@ -27,6 +34,8 @@ class RightOfWay:
         self._passing = 0
         self._held_at = 0.0
         self._free_until = -float("inf")
+        self._about_until = -float("inf")
+        self._turn = asyncio.Lock()
         self._clear = asyncio.Event()
         self._clear.set()
         self._end: asyncio.TimerHandle | None = None
@@ -37,10 +46,16 @@ class RightOfWay:
         """Whether work that can wait may go on."""
         return self._clear.is_set()
 
+    @property
+    def codes_are_about(self) -> bool:
+        """Whether a login code was on its way a moment ago, so that the next one is expected."""
+        return self._monotonic() < self._about_until
+
     @contextmanager
     def passing(self) -> Iterator[None]:
         """Let the rest step aside while the body runs."""
         self._passing += 1
+        self._about_until = self._monotonic() + ABOUT_S
         if self.is_clear and self._monotonic() >= self._free_until:
             self._held_at = self._monotonic()
             self._clear.clear()
@@ -63,6 +78,24 @@ class RightOfWay:
             await asyncio.sleep(0)
         else:
             await self._clear.wait()
+
+    @asynccontextmanager
+    async def in_turn(self) -> AsyncIterator[None]:
+        """Run the body, a statement of the rest: once no login code passes, and one at a time while they are about."""
+        alone = self.codes_are_about and await self._take_turn()
+        try:
+            await self.let_pass()
+            yield
+        finally:
+            if alone:
+                self._turn.release()
+
+    async def _take_turn(self) -> bool:
+        try:
+            async with asyncio.timeout(TURN_S):
+                return await self._turn.acquire()
+        except TimeoutError:
+            return False
 
     def _release(self) -> None:
         assert self._end is not None

@@ -101,10 +101,10 @@ class AttemptScheduler:
         if time.monotonic() - self._housekept_at >= HOUSEKEEPING_S:
             await self._housekeep()
             self._housekept_at = time.monotonic()
-        await self._right_of_way.let_pass()
-        wanted = self._pool.wanted()
-        at_most = min(self._pool.free_places, CLAIMS)
-        claims = await self._store.claim_due(self._replica.id, wanted, at_most) if wanted else []
+        async with self._right_of_way.in_turn():
+            wanted = self._pool.wanted()
+            at_most = min(self._pool.free_places, CLAIMS)
+            claims = await self._store.claim_due(self._replica.id, wanted, at_most) if wanted else []
         if claims:
             reach(FaultPoint.CLAIM_AFTER_COMMIT)
             await self._hand_over(claims)

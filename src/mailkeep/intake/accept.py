@@ -413,8 +413,6 @@ class Accept:
     async def _commit(self, batch: list[NewDelivery]) -> Sequence[Stored]:
         # Runs in the group commit's own task: a caller that went away can't keep a stored claim from its worker.
         replica_id = self._replica.id
-        if batch[0].delivery_class is not DeliveryClass.AUTH:
-            await self.right_of_way.let_pass()
         reach(FaultPoint.ACCEPT_BEFORE_COMMIT)
         try:
             answers = await self._store_surely(replica_id, batch)
@@ -438,7 +436,10 @@ class Accept:
 
     async def _store_surely(self, replica_id: UUID, batch: list[NewDelivery]) -> Sequence[Stored]:
         try:
-            return await self._store.accept(replica_id, batch)
+            if batch[0].delivery_class is DeliveryClass.AUTH:
+                return await self._store.accept(replica_id, batch)
+            async with self.right_of_way.in_turn():
+                return await self._store.accept(replica_id, batch)
         except StoreUnavailableError as fault:
             if not fault.in_doubt:
                 raise
