@@ -5,14 +5,14 @@ child of it. Until `turn_on` was called nothing here costs more than a look at a
 words of the contract; never an address, a text of a server or what a request held.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Final
 from uuid import UUID
 
 from opentelemetry import context, trace
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 MAX_LINKS: Final = 32
@@ -23,12 +23,18 @@ _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _NOTHING: Final = nullcontext(trace.INVALID_SPAN)
 _tracer = trace.get_tracer("mailkeep")
 _is_on = False
+_follows_parents = False
 
 
 def turn_on() -> None:
-    """Make spans from now on, for the whole process."""
-    global _is_on  # noqa: PLW0603 - there is one tracer provider a process, too
+    """Make spans from now on, for the whole process, by the tracer provider that there is."""
+    global _is_on, _follows_parents  # noqa: PLW0603 - there is one tracer provider a process, too
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - only for those who use it
+    from opentelemetry.sdk.trace.sampling import ParentBased  # noqa: PLC0415
+
+    provider = trace.get_tracer_provider()
     _is_on = True
+    _follows_parents = isinstance(provider, TracerProvider) and isinstance(provider.sampler, ParentBased)
 
 
 def request_span(name: str, traceparent: str | None) -> AbstractContextManager[Span]:
@@ -38,7 +44,7 @@ def request_span(name: str, traceparent: str | None) -> AbstractContextManager[S
 
 def batch_span(name: str) -> AbstractContextManager[Span]:
     """Return the span of one batch of commands."""
-    return _tracer.start_as_current_span(name, kind=SpanKind.CONSUMER) if _is_on else _NOTHING
+    return _span(name, SpanKind.CONSUMER, None) if _is_on else _NOTHING
 
 
 def link(traceparents: Iterable[str | None]) -> None:
@@ -69,6 +75,8 @@ def tell_outcome(*, status: str, phase: str, rule: str, certainty: str, delivere
     if not _is_on:
         return
     span = trace.get_current_span()
+    if not span.is_recording():
+        return
     span.set_attributes(
         {
             "mail.attempt.status": status,
@@ -94,24 +102,51 @@ def current_traceparent(given: str | None) -> str | None:
     """Return the `traceparent` of the current span, or `given` where there is none."""
     if not _is_on:
         return given
-    carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier)
-    return carrier.get(_HEADER, given)
+    own = trace.get_current_span().get_span_context()
+    if not own.is_valid:
+        return given
+    return f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}"
 
 
-@contextmanager
+class _Current:
+    """A span that is the current one while the body runs, and ends with it.
+
+    Exceptions are not told to it: their words may hold what the request held. The API's own way is two generators dearer, and
+    each mail has two spans.
+    """
+
+    __slots__ = ("_span", "_token")
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def __enter__(self) -> Span:
+        self._token = context.attach(trace.set_span_in_context(self._span))
+        return self._span
+
+    def __exit__(self, *_fault: object) -> None:
+        context.detach(self._token)
+        self._span.end()
+
+
 def _span(
     name: str, kind: SpanKind, traceparent: str | None, attributes: dict[str, str | int] | None = None
-) -> Iterator[Span]:
-    with _tracer.start_as_current_span(
-        name,
-        context=_context(traceparent),
-        kind=kind,
-        attributes=attributes,
-        record_exception=False,  # its words may hold what the request held
-        set_status_on_exception=False,
-    ) as span:
-        yield span
+) -> AbstractContextManager[Span]:
+    span = _left_out(traceparent) if traceparent and _follows_parents else None
+    return _Current(
+        span or _tracer.start_span(name, context=_context(traceparent), kind=kind, attributes=attributes)
+    )
+
+
+def _left_out(traceparent: str) -> Span | None:
+    """Return what stands for a span in a trace that is not sampled: most attempts, told apart without asking the sampler."""
+    flags = int(traceparent[-2:], 16)
+    if flags & TraceFlags.SAMPLED or not traceparent.startswith("00-"):
+        return None
+    caller = SpanContext(
+        int(traceparent[3:35], 16), int(traceparent[36:52], 16), is_remote=True, trace_flags=TraceFlags(flags)
+    )
+    return NonRecordingSpan(caller) if caller.is_valid else None
 
 
 def _context(traceparent: str | None) -> context.Context:
