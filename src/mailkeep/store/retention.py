@@ -4,8 +4,10 @@ import asyncio
 import time
 from typing import Final
 
+import asyncpg
 import msgspec
 
+from mailkeep.core.command import ID_DRIFT_S
 from mailkeep.core.ids import FIRST_ID
 from mailkeep.store.postgres import Store
 
@@ -51,16 +53,18 @@ class Retention:
         await self._store.ensure_partitions()
         days_dropped = payload_days = deliveries = payloads = 0
         for day in await self._days("deliveries"):
-            if await self._ended(day, self._delivery_s):
+            judged = await self._judge(day, self._delivery_s)
+            if judged["has_ended"]:
                 days_dropped += await self._drop(
                     day, ("payloads", "attempts", "recipients", "events", "deliveries")
                 )
-            else:
+            elif judged["has_old"]:
                 deliveries += await self._delete_of_day("delete_old_deliveries", day, self._delivery_s)
         for day in await self._days("payloads"):
-            if await self._ended(day, self._payload_s):
+            judged = await self._judge(day, self._payload_s)
+            if judged["has_ended"]:
                 payload_days += await self._drop(day, ("payloads",))
-            else:
+            elif judged["has_old"]:
                 payloads += await self._delete_of_day("delete_old_payloads", day, self._payload_s)
         return Swept(
             days_dropped=days_dropped,
@@ -79,9 +83,9 @@ class Retention:
         rows = await self._store.fetch("partition_days", table)
         return [row["day"] for row in rows]
 
-    async def _ended(self, day: str, age_s: float) -> bool:
-        rows = await self._store.fetch("day_has_ended", day, age_s)
-        return bool(rows[0][0])
+    async def _judge(self, day: str, age_s: float) -> asyncpg.Record:
+        (judged,) = await self._store.fetch("judge_day", day, age_s, ID_DRIFT_S)
+        return judged
 
     async def _drop(self, day: str, tables: tuple[str, ...]) -> int:
         rows = await self._store.fetch("drop_day", day, list(tables))

@@ -3,7 +3,7 @@ WITH old AS (
     SELECT id FROM mail.deliveries
     WHERE id >= mail.uuid_floor(to_date($1::text, 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC')
       AND id < mail.uuid_floor((to_date($1, 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC')
-      AND finished_at < mail.now() - $2::float8 * interval '1 second'
+      AND finished_at < (SELECT mail.now() - $2::float8 * interval '1 second')
       AND id > $4::uuid
     ORDER BY id LIMIT $3::int
 ), payloads AS (

@@ -3,7 +3,7 @@ WITH old AS (
     SELECT p.delivery_id FROM mail.payloads p LEFT JOIN mail.deliveries d ON d.id = p.delivery_id
     WHERE p.delivery_id >= mail.uuid_floor(to_date($1::text, 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC')
       AND p.delivery_id < mail.uuid_floor((to_date($1, 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC')
-      AND (d.id IS NULL OR d.finished_at < mail.now() - $2::float8 * interval '1 second')
+      AND (d.id IS NULL OR d.finished_at < (SELECT mail.now() - $2::float8 * interval '1 second'))
       AND p.delivery_id > $4::uuid
     ORDER BY p.delivery_id LIMIT $3::int
 )

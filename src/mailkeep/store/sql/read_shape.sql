@@ -2,7 +2,8 @@
 -- minutes, the upper bounds of the columns $2. The $3 groups with the most, their count in all first.
 WITH aged AS (
     SELECT CASE $1::text WHEN 'domain' THEN recipient_domain WHEN 'next_hop' THEN next_hop ELSE class END AS name,
-           width_bucket(extract(epoch FROM mail.now() - accepted_at)::float8 / 60, $2::float8[]) AS bucket,
+           -- The clock is read once, and as float8: for a million rows both would be half of the time.
+           width_bucket(date_part('epoch', (SELECT mail.now()) - accepted_at) / 60, $2::float8[]) AS bucket,
            count(*) AS count
     FROM mail.deliveries
     WHERE status IN ('queued', 'rendered') OR status = 'sending' OR status = 'held'
