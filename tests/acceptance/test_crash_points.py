@@ -41,7 +41,7 @@ WHERE: Final[dict[FaultPoint, tuple[int, Callable[[Scene], bool]]]] = {
     FaultPoint.ACCEPT_BEFORE_COMMIT: (4, lambda scene: scene.births in (scene.hits - 2, scene.hits - 1)),
     FaultPoint.ACCEPT_AFTER_COMMIT: (4, lambda scene: scene.births in (scene.hits, scene.hits + 1)),
     FaultPoint.HANDED_OVER: (4, lambda scene: scene.births in (scene.hits, scene.hits + 1)),
-    FaultPoint.CLAIM_AFTER_COMMIT: (3, lambda scene: scene.claims == scene.hits),
+    FaultPoint.CLAIM_AFTER_COMMIT: (1, lambda scene: scene.claims == scene.hits),
     FaultPoint.FINISH_BEFORE_COMMIT: (4, lambda scene: scene.finishes == scene.hits - 1),
     FaultPoint.FINISH_AFTER_COMMIT: (4, lambda scene: scene.finishes == scene.hits),
     # Counted in mails.

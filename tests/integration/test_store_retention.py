@@ -289,3 +289,22 @@ async def test_days_that_can_hold_nothing_old_are_not_read(store, age_d, has_old
     await shift_clock(store, timedelta(days=7))
     (judged,) = await store.fetch("judge_day", today["day"], age_d * DAY_S, DAY_S)
     assert judged["has_old"] is has_old
+
+
+async def test_keys_wait_for_a_day_that_could_not_be_locked(store, dsn):
+    """They are swept once a day: done before their day is gone, they would outlive it until the next one."""
+    delivery_id = await _sent(store)
+    key = (Source.API, str(delivery_id))
+    assert key in await store.find_keys([key])
+    await _on(store, 40)
+    reader = await asyncpg.connect(dsn)
+    try:
+        async with reader.transaction():
+            await reader.fetch("SELECT FROM mail.deliveries LIMIT 1")  # a lock that dropping waits for
+            assert (await retention(store).sweep()).days_dropped == 0
+        swept = await retention(store).sweep()
+    finally:
+        await reader.close()
+    assert swept.days_dropped
+    assert swept.keys_deleted == 1
+    assert await store.find_keys([key]) == {}

@@ -51,10 +51,11 @@ class Retention:
     async def sweep(self) -> Swept:
         """Remove what is old enough and make the partitions of the days to come. Raises `StoreUnavailableError`."""
         await self._store.ensure_partitions()
-        days_dropped = payload_days = deliveries = payloads = 0
+        days_ended = days_dropped = payload_days = deliveries = payloads = 0
         for day in await self._days("deliveries"):
             judged = await self._judge(day, self._delivery_s)
             if judged["has_ended"]:
+                days_ended += 1
                 days_dropped += await self._drop(
                     day, ("payloads", "attempts", "recipients", "events", "deliveries")
                 )
@@ -71,7 +72,8 @@ class Retention:
             payload_days_dropped=payload_days,
             deliveries_deleted=deliveries,
             payloads_deleted=payloads,
-            keys_deleted=await self._delete_keys(),
+            # They are swept once a day: not while a day stands that could not be locked, whose keys would outlive it.
+            keys_deleted=await self._delete_keys() if days_dropped == days_ended else 0,
             replicas_deleted=len(await self._store.fetch("delete_old_replicas")),
             malformed_deleted=await self._delete("delete_old_malformed", self._malformed_s),
             changes_deleted=await self._delete("delete_old_changes", self._delivery_s),
