@@ -426,15 +426,13 @@ class Cell:
             self.victim.gate.let_go(cut=True)
         if self.fault in (Fault.KILL, Fault.FREEZE):
             self._start_survivor()
-        if self.point is not None and self.point.place == "http":
-            # Here the producer itself is held, and without it nothing goes on: it waits as long as it has patience.
-            if self.fault is Fault.STALL:
-                time.sleep(HELD_AT_LEAST_S)
-            self.victim.gate.let_go(cut=self.fault is not Fault.STALL)
-        elif self.fault is Fault.STALL and self._is_in_a_migration():
-            # A large queue may keep one busy for long, so that a start waits for an hour: longer than a cell does.
-            time.sleep(HELD_AT_LEAST_S)
-            self.victim.gate.let_go(cut=False)
+        stalls = self.fault is Fault.STALL
+        # What everything waits for is let go before the mail is through: the producer itself, which waits as long as it has
+        # patience, and a migration, which a large queue may keep busy for long, so that a start waits for an hour.
+        if (self.point is not None and self.point.place == "http") or (stalls and self._is_in_a_migration()):
+            if stalls:
+                time.sleep(HELD_AT_LEAST_S)  # the fault itself: nothing that happens meanwhile ends it
+            self.victim.gate.let_go(cut=not stalls)
 
     def _is_in_a_migration(self) -> bool:
         return (

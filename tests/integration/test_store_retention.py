@@ -282,9 +282,9 @@ async def test_a_long_day_is_swept_in_short_statements(store, monkeypatch):
     assert await store.fetch("read_key_blocks") != []
 
 
-@pytest.mark.parametrize(("age_d", "has_old"), [(5.5, True), (6.5, True), (8.5, False)])
+@pytest.mark.parametrize(("age_d", "has_old"), [(6.9, True), (7.99, True), (9.01, False)])
 async def test_days_that_can_hold_nothing_old_are_not_read(store, age_d, has_old):
-    """A day that began a week ago has nothing that ended earlier, but for ids that were ahead of their acceptance by a day."""
+    """A day that began seven to eight days ago has nothing that ended earlier, but for ids a day ahead of their acceptance."""
     (today,) = await rows(store, "SELECT to_char(mail.now() AT TIME ZONE 'UTC', 'YYYYMMDD') AS day")
     await shift_clock(store, timedelta(days=7))
     (judged,) = await store.fetch("judge_day", today["day"], age_d * DAY_S, DAY_S)
