@@ -3,6 +3,9 @@
 Loaded by its command line, see `schemathesis.toml`.
 """
 
+import ast
+import sys
+import threading
 import time
 from collections import defaultdict
 from uuid import uuid4
@@ -40,6 +43,17 @@ MAILBOXES = [
     for domain in ("example.org", "mail.example.com", "bücher.example.org")
 ]
 """Written out: made anew for each case they would cost most of the time of a run."""
+
+if sys.version_info < (3, 12):
+    # CPython 3.11 keeps one count of the depth of its trees for all threads: two that parse at once fail with "AST
+    # constructor recursion depth mismatch". Hypothesis parses lambdas to describe them, in each worker.
+    _parse, _one_at_a_time = ast.parse, threading.RLock()
+
+    def _parse_alone(*args, **kwargs):
+        with _one_at_a_time:
+            return _parse(*args, **kwargs)
+
+    ast.parse = _parse_alone
 
 schemathesis.openapi.format("mailbox", st.sampled_from(MAILBOXES))
 _keys = set()
