@@ -27,7 +27,7 @@ from mailkeep.core.command import (
 )
 from mailkeep.core.delivery import DeliveryClass, DeliveryStatus
 from mailkeep.core.suppression import NewSuppression, SuppressionReason
-from mailkeep.dispatch.right_of_way import RightOfWay
+from mailkeep.dispatch.right_of_way import ROWS_AMONG_CODES, RightOfWay
 from mailkeep.dispatch.worker import HELD_PER_WORKER
 from mailkeep.intake.accept import Accept, Accepted, AcceptPolicy
 from mailkeep.smtp.routes import Routes
@@ -112,6 +112,27 @@ async def test_without_room_it_waits_in_the_table(store):
 
         await until(all_sent)
     assert len(peer.bodies) == len(answers)
+
+
+async def test_while_login_codes_are_about_commits_are_small(store):
+    """A code that meets a commit of the rest waits for a short one; without codes all that waits goes together."""
+    async with scripted_peer() as peer, accepting(store, peer.port, schedule=False) as dispatch:
+
+        async def commits(name, count):
+            await asyncio.gather(
+                *(dispatch.accept.accept(command(), key=f"{name}{number}") for number in range(count))
+            )
+            found = await rows(
+                store,
+                f"SELECT count(*) FROM mail.idempotency_keys WHERE key LIKE '{name}%' GROUP BY xmin::text",
+            )
+            return max(one["count"] for one in found)
+
+        with dispatch.accept.right_of_way.passing():
+            pass
+        assert await commits("among", 3 * ROWS_AMONG_CODES) == ROWS_AMONG_CODES
+        dispatch.accept.right_of_way._about_until = 0.0
+        assert await commits("alone", 3 * ROWS_AMONG_CODES) > ROWS_AMONG_CODES
 
 
 async def test_the_same_key_and_command_get_the_first_answer(store):

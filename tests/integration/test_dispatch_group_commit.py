@@ -56,7 +56,7 @@ async def test_a_batch_of_one_takes_no_company():
     """Where a batch may have one entry, each that waits is written by itself, as many at a time as there are lanes."""
     journal = Journal()
     journal.gate.clear()
-    commits = GroupCommit(journal.write, lanes=2, max_batch=1)
+    commits = GroupCommit(journal.write, lanes=2, max_batch=lambda: 1)
     writing = [commits.submit(entry) for entry in "abcd"]
     await asyncio.sleep(0)
     journal.gate.set()

@@ -13,7 +13,7 @@ from queue_kit import attempts, blocked_backend, claim_one, ending, finished, lo
 from mailkeep.core.delivery import DeliveryStatus, Guarantee
 from mailkeep.core.outcome import Severity
 from mailkeep.dispatch.recorder import Recorder
-from mailkeep.dispatch.right_of_way import RightOfWay
+from mailkeep.dispatch.right_of_way import ROWS_AMONG_CODES, RightOfWay
 from mailkeep.store.embedded import start_postgres
 from mailkeep.store.errors import StoreUnavailableError
 from mailkeep.store.postgres import Store
@@ -88,18 +88,33 @@ async def test_a_result_of_a_lost_claim_is_told_and_changes_nothing(store):
     assert await snapshot(store) == before
 
 
-async def test_results_of_one_batch_are_recorded_in_one_commit(store, dsn):
-    """What ends while a commit is in flight is written together by the next."""
-    claims = [await claim_one(store) for _ in range(6)]
-    recorder = Recorder(store, RightOfWay())
+async def _finish_behind_the_first(recorder, claims, dsn):
+    """Finish `claims`, all but the first while its commit is in flight."""
     async with blocked(dsn):
         recording = [asyncio.create_task(recorder.finish(finished(claims[0])))]
         await blocked_backend(dsn)
         recording += [asyncio.create_task(recorder.finish(finished(claim))) for claim in claims[1:]]
         await asyncio.sleep(0)
     await asyncio.gather(*recording)
+
+
+async def test_results_of_one_batch_are_recorded_in_one_commit(store, dsn):
+    """What ends while a commit is in flight is written together by the next."""
+    claims = [await claim_one(store) for _ in range(6)]
+    await _finish_behind_the_first(Recorder(store, RightOfWay()), claims, dsn)
     commits = await rows(store, "SELECT count(DISTINCT xmin::text) FROM mail.deliveries")
     assert commits[0][0] == 2
+
+
+async def test_while_login_codes_are_about_batches_are_small(store, dsn):
+    """A code that meets a statement of the rest waits for a short one."""
+    claims = [await claim_one(store) for _ in range(2 * ROWS_AMONG_CODES + 1)]
+    way = RightOfWay()
+    with way.passing():
+        pass
+    await _finish_behind_the_first(Recorder(store, way), claims, dsn)
+    commits = await rows(store, "SELECT count(*) FROM mail.deliveries GROUP BY xmin::text ORDER BY 1")
+    assert [found["count"] for found in commits] == [1, ROWS_AMONG_CODES, ROWS_AMONG_CODES]
 
 
 @pytest.mark.timeout(30)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -46,6 +47,9 @@ INSERT INTO mail.idempotency_keys (source, key, fingerprint, delivery_id, first_
 SELECT 'api', id::text, '\\x00', id, 'sending' FROM ided
 """
 
+SHARES = "n % 5 = 0 THEN 'rendered' WHEN n % 50 = 1 THEN 'sending'"
+ENDED = FILL.replace(SHARES, "false THEN ''")
+
 LIST = """
 INSERT INTO mail.suppressions (address_hash, address, reason, evidence, actor, expires_at)
 SELECT substr(decode(md5(n::text), 'hex'), 1, 12), n || '@example.org', 'manual', 'imported', 'ann',
@@ -76,7 +80,7 @@ HOT = {
     "diagnose_dead_letters": ("dead_letters", "dead_letters_buried_at"),
 }
 GROWING = re.compile(
-    r"(deliveries|payloads|attempts|recipients)(_p\d{8})?|idempotency_keys|dead_letters|suppressions"
+    r"(deliveries|payloads|attempts|recipients|events)(_p\d{8})?|idempotency_keys|dead_letters|suppressions"
 )
 
 
@@ -185,6 +189,75 @@ async def test_looking_for_work_reads_few_rows_of_a_long_queue(full, name, argum
         assert await _rows_read(connection, name, arguments) <= 200
 
 
+async def test_a_day_is_judged_without_reading_it(store):
+    """Of 20,000 deliveries that ended none is looked at: an event tells of the last of them."""
+    await rows(store, ENDED.replace("(1, 50000)", "(1, 20000)"))
+    await rows(
+        store,
+        "INSERT INTO mail.events (delivery_id, position, status, attempts, occurred_at)"
+        " SELECT id, 1, 'sent', 1, mail.now() FROM mail.deliveries",
+    )
+    day = (await rows(store, "SELECT to_char(mail.now() AT TIME ZONE 'UTC', 'YYYYMMDD') AS day"))[0]["day"]
+    bound = query_between("judge_day", *days_of([await fresh_id(store)]))
+    async with store.connection() as connection, connection.transaction():
+        await connection.execute(f"PREPARE judge AS {bound}")
+        asked = f"EXECUTE judge('{day}', -172800, 86400)"
+        assert (await connection.fetchrow(asked))["has_ended"]
+        explained = await connection.fetchval(
+            f"EXPLAIN (ANALYZE, TIMING OFF, SUMMARY OFF, FORMAT JSON) {asked}"
+        )
+    assert _read(explained).keys() <= {f"deliveries_p{day}", f"events_p{day}"}
+    assert _read(explained).total() <= 2
+
+
+def _read(explained):
+    """Return how many rows of each growing table the scans of an explained statement looked at."""
+    read = Counter()
+    for node in _nodes(json.loads(explained)[0]["Plan"]):
+        if GROWING.fullmatch(str(node.get("Relation Name"))) and "Scan" in node["Node Type"]:
+            looked_at = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck")
+            read[node["Relation Name"]] += node["Actual Loops"] * sum(node.get(kind, 0) for kind in looked_at)
+    return read
+
+
+OF_A_NEW_DAY = (
+    "accept",
+    "finish",
+    "mark_dot",
+    "hand_back",
+    "suppress",
+    "claim_due",
+    "claim_suspect",
+    "take_over",
+    "expire_due",
+    "own_claims",
+    "next_due",
+    "load_message",
+    "change",
+)
+
+
+@pytest.mark.parametrize("before", [0, 1000])
+@pytest.mark.parametrize("name", OF_A_NEW_DAY)
+async def test_a_plan_of_a_new_day_still_serves_when_it_is_full(store, name, before):
+    """Connections keep the plan that they made while a day held little; what it reads must not grow with the day all the same."""
+    fill = FILL.replace(SHARES, "true THEN 'sending'")
+    await rows(store, fill.replace("(1, 50000)", f"(1, {before})"))
+    await rows(store, "ANALYZE mail.deliveries, mail.payloads, mail.attempts")
+    today = await fresh_id(store)
+    async with store.connection() as connection, connection.transaction():
+        await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+        await connection.execute(f"PREPARE {name} AS {query_between(name, *days_of([today]))}")
+        count = await connection.fetchval(
+            "SELECT cardinality(parameter_types) FROM pg_prepared_statements WHERE name = $1", name
+        )
+        nothing = f"EXPLAIN (ANALYZE, TIMING OFF, SUMMARY OFF, FORMAT JSON) EXECUTE {name}({', '.join(['NULL'] * count)})"
+        await connection.execute(nothing)
+        await rows(store, fill.replace("(1, 50000)", "(2000, 20000)"))
+        read = _read(await connection.fetchval(nothing))
+        assert read.total() <= 10, read
+
+
 async def _tables(connection, statement):
     """Return the tables that the plan of a statement opens."""
     await connection.execute("SET plan_cache_mode = force_generic_plan")
@@ -210,11 +283,9 @@ async def test_a_bound_statement_opens_the_days_of_its_ids_alone(store, name, da
     }
 
 
-async def test_what_supersedes_nothing_opens_no_day(store):
-    """Without the part about older ones, accepting opens no partition before it writes to it."""
+async def test_accepting_opens_no_day_that_it_does_not_write_to(store):
+    """Also where a login code may supersede an older one: that is looked up by a function."""
     async with store.connection() as connection:
-        whole = await _tables(connection, query("accept"))
-        await connection.execute("DEALLOCATE bound")
-        plain = await _tables(connection, query("accept", without="superseding"))
-    assert any(re.search(r"deliveries_p\d{8}$", name) for name in whole)
-    assert not any(re.search(r"_p\d{8}$", name) for name in plain)
+        opened = await _tables(connection, query("accept"))
+    assert "suppressions" in opened
+    assert not any(re.search(r"_p\d{8}$", name) for name in opened)

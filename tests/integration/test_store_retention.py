@@ -287,8 +287,46 @@ async def test_days_that_can_hold_nothing_old_are_not_read(store, age_d, has_old
     """A day that began seven to eight days ago has nothing that ended earlier, but for ids a day ahead of their acceptance."""
     (today,) = await rows(store, "SELECT to_char(mail.now() AT TIME ZONE 'UTC', 'YYYYMMDD') AS day")
     await shift_clock(store, timedelta(days=7))
-    (judged,) = await store.fetch("judge_day", today["day"], age_d * DAY_S, DAY_S)
+    (judged,) = await store.fetch_of_day("judge_day", today["day"], age_d * DAY_S, DAY_S)
     assert judged["has_old"] is has_old
+
+
+@pytest.mark.parametrize(("age_d", "has_ended"), [(11, False), (9, True)])
+@pytest.mark.parametrize("events", [True, False])
+async def test_a_day_has_ended_with_the_last_of_its_deliveries(store, events, age_d, has_ended):
+    """As its last event tells, or, on a day from before there were events, its deliveries."""
+    await _sent(store)
+    claim = await claim_one(store)
+    (today,) = await rows(store, "SELECT to_char(mail.now() AT TIME ZONE 'UTC', 'YYYYMMDD') AS day")
+    await _on(store, 20)
+    await store.finish([finished(claim)])
+    if not events:
+        await rows(store, "DELETE FROM mail.events")
+    await _on(store, 10)
+    (judged,) = await store.fetch_of_day("judge_day", today["day"], age_d * DAY_S, DAY_S)
+    assert judged["has_ended"] is has_ended
+
+
+async def test_dropping_a_day_stands_in_no_circle_with_a_statement(store, dsn):
+    """What has read deliveries and goes on to payloads is let through by a drop that waits for it."""
+    await _sent(store)
+    (today,) = await rows(store, "SELECT to_char(mail.now() AT TIME ZONE 'UTC', 'YYYYMMDD') AS day")
+    await _on(store, 40)
+    reader = await asyncpg.connect(dsn)
+    try:
+        async with reader.transaction():
+            await reader.fetch("SELECT FROM mail.deliveries LIMIT 1")
+            dropping = asyncio.create_task(
+                store.fetch(
+                    "drop_day", today["day"], ["payloads", "attempts", "recipients", "events", "deliveries"]
+                )
+            )
+            while not dropping.done() and not await rows(store, "SELECT FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0)
+            await reader.execute("LOCK TABLE ONLY mail.payloads IN ROW EXCLUSIVE MODE NOWAIT")
+        await dropping
+    finally:
+        await reader.close()
 
 
 async def test_keys_wait_for_a_day_that_could_not_be_locked(store, dsn):

@@ -115,6 +115,17 @@ async def test_while_codes_are_about_the_rest_goes_one_at_a_time(clock):
     assert await begun(3) == 3
 
 
+async def test_while_codes_are_about_statements_are_short(clock):
+    """For a second after a login code; what is shorter anyway stays as it is."""
+    way = RightOfWay(clock)
+    assert way.rows_at_most(64) == 64
+    with way.passing():
+        assert way.rows_at_most(64) == right_of_way.ROWS_AMONG_CODES
+    assert [way.rows_at_most(64), way.rows_at_most(3)] == [right_of_way.ROWS_AMONG_CODES, 3]
+    clock.now_s += right_of_way.ABOUT_S
+    assert way.rows_at_most(64) == 64
+
+
 async def test_a_statement_waits_for_a_code_also_when_its_turn_has_come(clock):
     """A turn is no right of way."""
     way, seen = RightOfWay(clock), []

@@ -4,6 +4,7 @@ Exporters ask from threads of their own, at their own pace; they get what was re
 """
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
@@ -16,8 +17,12 @@ from mailkeep.store.postgres import Store
 from mailkeep.telemetry import metrics
 
 INTERVAL_S: Final = 15.0
-"""Between two looks at the queue: counting a million waiting rows takes PostgreSQL a fifth of a second."""
-
+"""Between two looks at the queue, at least."""
+REST: Final = 100
+"""Between two looks, as a multiple of what the last one took: counting a million waiting rows takes PostgreSQL a fifth of a second
+of up to three of its processes, and a figure that is half a minute old tells as much of them."""
+LONGEST_S: Final = 60.0
+"""And never more than this, however long one took."""
 
 MAX_COUNTED: Final = 10_000
 """Events of a webhook that are counted: more say the same, and counting is not to cost more than telling them."""
@@ -48,11 +53,13 @@ class GaugeReader:
         )
 
     async def run(self) -> None:
-        """Read every `INTERVAL_S` until cancelled; while PostgreSQL is away the last readings stay."""
+        """Read every `INTERVAL_S`, or more rarely what takes long, until cancelled; while PostgreSQL is away the last readings stay."""
         while True:
+            began_s = time.monotonic()
             with suppress(StoreUnavailableError):  # others say so
                 await self.read()
-            await asyncio.sleep(INTERVAL_S)
+            took_s = time.monotonic() - began_s
+            await asyncio.sleep(min(max(INTERVAL_S, REST * took_s), LONGEST_S))
 
     async def read(self) -> None:
         """Read once. Raises `StoreUnavailableError`."""

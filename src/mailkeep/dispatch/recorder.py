@@ -21,7 +21,7 @@ from mailkeep.core.suppression import USUAL_TTL_S
 from mailkeep.dispatch.right_of_way import RightOfWay
 from mailkeep.faults import FaultPoint, reach
 from mailkeep.store.errors import StoreRefusedError, StoreUnavailableError
-from mailkeep.store.group_commit import GroupCommit
+from mailkeep.store.group_commit import MAX_BATCH, GroupCommit
 from mailkeep.store.postgres import Store
 from mailkeep.telemetry import metrics
 
@@ -40,7 +40,9 @@ class Recorder:
         self._store = store
         self._right_of_way = right_of_way
         self._suppression_ttl_s = suppression_ttl_s
-        self._finishing = GroupCommit(self._write_finished, gather_s=GATHER_S)
+        self._finishing = GroupCommit(
+            self._write_finished, gather_s=GATHER_S, max_batch=lambda: right_of_way.rows_at_most(MAX_BATCH)
+        )
         self._marking = GroupCommit(self._write_marks)
         self._returning = GroupCommit(self._write_returns)
         self._log = structlog.get_logger("recorder")

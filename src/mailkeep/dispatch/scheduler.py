@@ -7,6 +7,7 @@ not in memory (a commit whose answer was lost) are given back: here no claim of 
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 from uuid import UUID
@@ -103,12 +104,12 @@ class AttemptScheduler:
             self._housekept_at = time.monotonic()
         async with self._right_of_way.in_turn():
             wanted = self._pool.wanted()
-            at_most = min(self._pool.free_places, CLAIMS)
+            at_most = min(self._pool.free_places, self._right_of_way.rows_at_most(CLAIMS))
             claims = await self._store.claim_due(self._replica.id, wanted, at_most) if wanted else []
         if claims:
             reach(FaultPoint.CLAIM_AFTER_COMMIT)
             await self._hand_over(claims)
-        else:
+        if not _may_be_more(claims, wanted, at_most):
             await self._sleep(await self._pause_s([(hop, name) for hop, name, _ in wanted]))
 
     async def _hand_over(self, claims: Sequence[Claim]) -> None:
@@ -162,6 +163,16 @@ class AttemptScheduler:
             if delivery_id not in self._pool.held:
                 self._log.warning("a claim without a holder is given back", delivery_id=str(delivery_id))
                 await self._store.hand_back([ClaimKey(replica_id, delivery_id, token)])
+
+
+def _may_be_more(
+    claims: Sequence[Claim], wanted: Sequence[tuple[str, DeliveryClass, int]], at_most: int
+) -> bool:
+    """Whether something is due beyond `claims`, of which `at_most` in all and a bound for each of `wanted` were asked for."""
+    claimed = Counter((claim.next_hop, claim.delivery_class) for claim in claims)
+    return bool(claims) and (
+        len(claims) >= at_most or any(claimed[hop, name] >= bound for hop, name, bound in wanted)
+    )
 
 
 def _count(claims: Sequence[Claim], suppressed: Mapping[UUID, Suppressed]) -> None:

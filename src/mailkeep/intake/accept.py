@@ -39,7 +39,7 @@ from mailkeep.faults import FaultPoint, reach
 from mailkeep.intake.signing import Signer
 from mailkeep.smtp.routes import ReservedDomainError, Routes
 from mailkeep.store.errors import StoreError, StoreRefusedError, StoreUnavailableError
-from mailkeep.store.group_commit import GroupCommit, OverloadedError
+from mailkeep.store.group_commit import MAX_BATCH, GroupCommit, OverloadedError
 from mailkeep.store.postgres import Store, Stored
 from mailkeep.telemetry import metrics
 from mailkeep.templates.catalog import Catalog
@@ -131,8 +131,10 @@ class Accept:
         self.right_of_way = right_of_way
         # Login codes have commits of their own: theirs never waits behind a batch of the rest, nor this behind large mail.
         self._login_codes = GroupCommit(self._commit)
-        self._others = GroupCommit(self._commit, gather_s=GATHER_S)
-        self._large = GroupCommit(self._commit, lanes=LARGE_LANES, max_batch=1)
+        self._others = GroupCommit(
+            self._commit, gather_s=GATHER_S, max_batch=lambda: right_of_way.rows_at_most(MAX_BATCH)
+        )
+        self._large = GroupCommit(self._commit, lanes=LARGE_LANES, max_batch=lambda: 1)
         self.policy = policy
 
     async def accept(

@@ -14,8 +14,7 @@ Entry = TypeVar("Entry")
 Result = TypeVar("Result")
 
 MAX_BATCH: Final = 64
-"""Rows a statement: beyond this the cost per row no longer falls (measured: 64 to 256 are alike), and a login code would wait
-longer, for their encoding here and for PostgreSQL."""
+"""Rows a statement: beyond this the cost per row no longer falls (measured: 64 to 256 are alike)."""
 MAX_PENDING: Final = 4096
 """Entries that may wait for a commit; past it the caller is told to come back later instead of piling up memory."""
 
@@ -27,8 +26,8 @@ class OverloadedError(Exception):
 class GroupCommit(Generic[Entry, Result]):
     """Gathers entries into batches for `write`, with at most `lanes` batches in flight.
 
-    `write` gets up to `max_batch` entries and returns a result for each, in order. What it raises is raised to each
-    caller of that batch.
+    `write` gets as many entries as `max_batch` allows at that moment, 1 or more, and returns a result for each, in order. What it
+    raises is raised to each caller of that batch.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class GroupCommit(Generic[Entry, Result]):
         *,
         lanes: int = 1,
         gather_s: float = 0.0,
-        max_batch: int = MAX_BATCH,
+        max_batch: Callable[[], int] = lambda: MAX_BATCH,
     ) -> None:
         self._write = write
         self._lanes = lanes
@@ -71,7 +70,7 @@ class GroupCommit(Generic[Entry, Result]):
 
     async def _fly(self) -> None:
         while self._pending:
-            batch = [self._pending.popleft() for _ in range(min(len(self._pending), self._max_batch))]
+            batch = [self._pending.popleft() for _ in range(min(len(self._pending), self._max_batch()))]
             try:
                 results = await self._write([entry for entry, _ in batch])
             except Exception as fault:  # noqa: BLE001 - a boundary: each caller of the batch gets the fault

@@ -8,7 +8,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
@@ -185,6 +185,11 @@ class Store:
         """Do the same with a statement that touches nothing but the days of `ids`."""
         return await self._fetch(query_between(name, *days_of(ids)), arguments)
 
+    async def fetch_of_day(self, name: str, day: str, *arguments: object) -> list[asyncpg.Record]:
+        """Do the same with one that touches nothing but its first argument, the `day` (YYYYMMDD)."""
+        instant = datetime.strptime(day, "%Y%m%d").replace(tzinfo=UTC)
+        return await self._fetch_of(name, [UUID(int=int(instant.timestamp() * 1000) << 80)], day, *arguments)
+
     async def _fetch(self, statement: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
         with translated():
             for wait_s in ROLLBACK_WAITS_S:
@@ -247,14 +252,12 @@ class Store:
         Raises `StoreUnavailableError` for the whole batch; with `in_doubt` ask `find_keys` before repeating.
         """
         ordered = sorted(batch, key=lambda new: (new.source, new.idempotency_key))
-        supersedes = any(new.supersede_hash for new in batch)
-        statement = query("accept") if supersedes else query("accept", without="superseding")
         try:
             if self.payload_keys.newest and any(new.size_bytes > LARGE_BYTES for new in batch):
                 arguments = await aside(_accept_arguments, ordered, self.payload_keys)
             else:
                 arguments = _accept_arguments(ordered, self.payload_keys)
-            rows = await self._fetch(statement, (replica_id, *arguments))
+            rows = await self.fetch("accept", replica_id, *arguments)
         except StoreRefusedError as fault:
             if len(batch) == 1:
                 return [fault]

@@ -1,10 +1,9 @@
 """The named statements of `sql/*.sql`, read once. No SQL stands anywhere else but in `migrations/`.
 
-Each is valid as it stands; two narrower forms of it cost PostgreSQL less. A statement opens, locks and plans for every partition
+Each is valid as it stands; a narrower form of it costs PostgreSQL less. A statement opens, locks and plans for every partition
 that it might touch, which is each day of retention, unless its text says which days can't be meant.
 """
 
-import re
 from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Final
@@ -17,13 +16,9 @@ WINDOWS: Final = 64
 
 
 @cache
-def query(name: str, *, without: str = "") -> str:
-    """Return the statement in `sql/<name>.sql`, less its parts marked as `without`. Raises FileNotFoundError if there is none."""
-    text = (files(__package__) / "sql" / f"{name}.sql").read_text(encoding="utf-8")
-    if without:
-        text, parts = re.subn(f" *-- {without}: begin\\n.*? *-- {without}: end\\n", "", text, flags=re.DOTALL)
-        assert parts, f"{name}.sql has no part {without}"
-    return text
+def query(name: str) -> str:
+    """Return the statement in `sql/<name>.sql`. Raises FileNotFoundError if there is none."""
+    return (files(__package__) / "sql" / f"{name}.sql").read_text(encoding="utf-8")
 
 
 @lru_cache(maxsize=WINDOWS)

@@ -86,7 +86,7 @@ class Retention:
         return [row["day"] for row in rows]
 
     async def _judge(self, day: str, age_s: float) -> asyncpg.Record:
-        (judged,) = await self._store.fetch("judge_day", day, age_s, ID_DRIFT_S)
+        (judged,) = await self._store.fetch_of_day("judge_day", day, age_s, ID_DRIFT_S)
         return judged
 
     async def _drop(self, day: str, tables: tuple[str, ...]) -> int:

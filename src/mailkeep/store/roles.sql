@@ -35,7 +35,8 @@ GRANT USAGE ON SEQUENCE mail.event_ids TO mailkeep_service;
 GRANT SELECT, INSERT, UPDATE ON mail.erasures TO mailkeep_service;
 GRANT EXECUTE ON FUNCTION
     mail.now(), mail.new_id(), mail.uuid_floor(timestamptz), mail.event_position(), mail.event_horizon(),
-    mail.ensure_partitions(date, date), mail.drop_day(text, text[]), mail.catch_up_positions()
+    mail.ensure_partitions(date, date), mail.drop_day(text, text[]), mail.catch_up_positions(),
+    mail.supersede(bytea[], uuid[])
     TO mailkeep_service;
 
 -- Who looks. The hash key is what a recipient is looked up by; without it hashes could not be made, nor guesses tested.

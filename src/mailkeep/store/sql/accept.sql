@@ -3,7 +3,7 @@
 -- every recipient is on the suppression list). The answer has recipient_states where that list left somebody out.
 -- A taken key writes nothing and is missing in the answer. Waits on the unique index of idempotency_keys for a
 -- concurrent holder of the same key; callers sort by key, so that two batches cannot deadlock.
--- The part `superseding` looks at every day; a batch that supersedes nothing goes without it (see store/queries.py).
+-- waiting -> cancelled: what waits under the supersede key of one that is stored.
 -- Columns of short values come as one text each (see store/columns.py); \x1e stands for NULL.
 WITH asked AS (
     SELECT *
@@ -80,25 +80,12 @@ WITH asked AS (
            CASE WHEN because IS NOT NULL THEN 'suppression_list' END,
            supersede_hash, parent_id, traceparent, locale_chain, because, nullif(key, id::text)
     FROM input JOIN reserved USING (id)
--- superseding: begin
-), older AS (
-    -- Locked in the order of their ids, so that two batches that supersede the same ones cannot deadlock.
-    SELECT old.id
-    FROM input i JOIN reserved USING (id) JOIN mail.deliveries old ON old.supersede_hash = i.supersede_hash
-    WHERE i.supersede_hash IS NOT NULL AND old.status IN ('queued', 'rendered') AND old.id <> i.id
-    ORDER BY old.id
-    FOR UPDATE OF old
-), superseded AS (
-    -- waiting -> cancelled: an older one of the same supersede key that is not sent yet (index deliveries_superseding).
-    UPDATE mail.deliveries old
-    SET status = 'cancelled', finished_at = mail.now(), due_at = NULL, last_reason = 'superseded by a newer one',
-        last_rule = 'superseded'
-    FROM older
-    WHERE old.id = older.id AND old.status IN ('queued', 'rendered')
-    RETURNING old.id, old.sensitive
-), erased AS (
-    DELETE FROM mail.payloads p USING superseded s WHERE p.delivery_id = s.id AND s.sensitive
--- superseding: end
+), superseding AS MATERIALIZED (
+    -- A function, since only what is called opens the days on which older ones may wait (see migrations/0013_supersede.sql).
+    SELECT mail.supersede(array_agg(supersede_hash), array_agg(id)) AS cancelled
+    FROM input JOIN reserved USING (id)
+    WHERE supersede_hash IS NOT NULL
+    HAVING count(*) > 0
 ), addressed AS (
     -- Whom its content names beside them are not looked up on any list.
     INSERT INTO mail.recipients (address_hash, delivery_id, addressed)
@@ -115,4 +102,6 @@ WITH asked AS (
     FROM input JOIN reserved USING (id)
     WHERE NOT (sensitive AND status = 'suppressed')
 )
-SELECT r.id, s.recipient_states FROM reserved r LEFT JOIN suppressed s USING (id)
+-- `cancelled` is asked for because a part that nobody reads is not run.
+SELECT r.id, s.recipient_states, o.cancelled
+FROM reserved r LEFT JOIN suppressed s USING (id) LEFT JOIN superseding o ON true

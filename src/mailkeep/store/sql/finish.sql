@@ -2,9 +2,10 @@
 -- sending -> what the caller decided; -> expired where the wait would end past expires_at. Each row is fenced by
 -- (replica, claim token): a claim that was lost changes nothing and is missing in the answer.
 -- Hard bounces ($24) make suppressions that last $25 seconds; one made by hand stays until it expires.
--- The bounds of ids stand for their days (see store/queries.py).
+-- The bounds of ids stand for their days (see store/queries.py). `= ANY` has them looked up one by one also by a plan that was made
+-- while a day was new: planned for few rows, it would else read the whole day each time.
 -- Columns come as one text each (see store/columns.py); \x1e stands for NULL.
--- `IS TRUE` keeps the planner off deliveries_claimed, where it would read every claim of the replica for each row.
+-- `IS TRUE` keeps the planner off deliveries_claimed, where it would read every claim of the replica, or of all.
 WITH input AS (
     SELECT *
     FROM unnest(
@@ -55,7 +56,8 @@ WITH input AS (
         last_rule = i.rule
     FROM input i
     WHERE d.id BETWEEN '00000000-0000-0000-0000-000000000000' AND 'ffffffff-ffff-ffff-ffff-ffffffffffff'
-      AND d.id = i.id AND d.status = 'sending' AND (d.claimed_by = i.replica_id) IS TRUE AND d.claim_token = i.claim_token
+      AND d.id = ANY (string_to_array($2, E'\x1f')::uuid[])
+      AND d.id = i.id AND (d.status = 'sending' AND d.claimed_by = i.replica_id) IS TRUE AND d.claim_token = i.claim_token
     RETURNING d.id, d.status, d.attempts, d.next_hop, d.sensitive, d.claim_token
 ), recorded AS (
     INSERT INTO mail.attempts (
@@ -88,11 +90,11 @@ WITH input AS (
     UPDATE mail.payloads p SET message = i.message, command = NULL
     FROM moved m JOIN rendered i USING (id)
     WHERE p.delivery_id BETWEEN '00000000-0000-0000-0000-000000000000' AND 'ffffffff-ffff-ffff-ffff-ffffffffffff'
-      AND p.delivery_id = m.id
+      AND p.delivery_id = ANY (ARRAY(SELECT id FROM rendered)) AND p.delivery_id = m.id
       AND NOT (m.sensitive AND m.status NOT IN ('rendered', 'held'))
 ), erased AS (
-    DELETE FROM mail.payloads p USING moved m
+    DELETE FROM mail.payloads p
     WHERE p.delivery_id BETWEEN '00000000-0000-0000-0000-000000000000' AND 'ffffffff-ffff-ffff-ffff-ffffffffffff'
-      AND p.delivery_id = m.id AND m.sensitive AND m.status NOT IN ('rendered', 'held')
+      AND p.delivery_id = ANY (ARRAY(SELECT id FROM moved WHERE sensitive AND status NOT IN ('rendered', 'held')))
 )
 SELECT id, status FROM moved

@@ -2,7 +2,9 @@
 -- sending -> suppressed, or failed where another recipient was refused before, where nobody is left to send to; else it
 -- stays sending. $1, $2, $3: replica, id and token of each claim, which fence it. $4, $5, $6: delivery, address hash and
 -- state of each recipient in order. By the primary keys of suppressions and deliveries; the bounds of ids stand for
--- their days (see store/queries.py).
+-- their days (see store/queries.py). `= ANY` has them looked up one by one also by a plan that was made while a day was new: planned
+-- for few rows, it would else read the whole day each time. `IS TRUE` keeps the planner off deliveries_claimed, where it would read
+-- every claim.
 WITH claimed AS (
     SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int[]) AS t(replica_id, id, claim_token)
 ), recipient AS MATERIALIZED (
@@ -32,11 +34,12 @@ WITH claimed AS (
         last_rule = 'suppression_list'
     FROM suppressed s JOIN claimed c USING (id)
     WHERE d.id BETWEEN '00000000-0000-0000-0000-000000000000' AND 'ffffffff-ffff-ffff-ffff-ffffffffffff'
-      AND d.id = s.id AND d.status = 'sending' AND (d.claimed_by = c.replica_id) IS TRUE AND d.claim_token = c.claim_token
+      AND d.id = ANY ($2::uuid[])
+      AND d.id = s.id AND (d.status = 'sending' AND d.claimed_by = c.replica_id) IS TRUE AND d.claim_token = c.claim_token
     RETURNING d.id, d.status, d.recipient_states, d.sensitive
 ), erased AS (
-    DELETE FROM mail.payloads p USING moved m
+    DELETE FROM mail.payloads p
     WHERE p.delivery_id BETWEEN '00000000-0000-0000-0000-000000000000' AND 'ffffffff-ffff-ffff-ffff-ffffffffffff'
-      AND p.delivery_id = m.id AND m.sensitive AND m.status <> 'sending'
+      AND p.delivery_id = ANY (ARRAY(SELECT id FROM moved WHERE sensitive AND status <> 'sending'))
 )
 SELECT id, status, recipient_states FROM moved

@@ -4,9 +4,10 @@
 WITH orphaned AS (
     -- The verdict is over the row as it was locked, not as the statement's snapshot first saw it.
     SELECT d.id, d.claimed_by, d.claim_token, d.claimed_at, d.guarantee, d.dot_at, d.expires_at, d.takeovers
-    FROM mail.replicas r
-    JOIN mail.deliveries d ON d.claimed_by = r.id AND d.status = 'sending'
-    WHERE r.lost_at IS NOT NULL OR r.stopped_at IS NOT NULL
+    -- An array, so that no plan reads the claims of those that live to find none of theirs.
+    FROM mail.deliveries d
+    WHERE d.status = 'sending'
+      AND d.claimed_by = ANY (ARRAY(SELECT id FROM mail.replicas WHERE lost_at IS NOT NULL OR stopped_at IS NOT NULL))
     LIMIT $1::int
     FOR UPDATE OF d SKIP LOCKED
 ), verdict AS (
