@@ -2,7 +2,9 @@
 
 One service is measured empty, then with deferred deliveries waiting (retry times spread over hours), then with ended ones
 beside them, and at last while retention removes the oldest days. Rows are copies, made by SQL, of one mail that the service
-itself sent: all its tables, with new ids, instants and addresses, so that they are what it would have written.
+itself sent: all its tables, with new ids, instants and addresses, so that they are what it would have written. A phase begins
+when PostgreSQL has written them out, what became due meanwhile has been sent, and a few thousand mails more; what becomes due
+during it is sent beside its mail, and counts.
 """
 
 import asyncio
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import time
 from typing import Final
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -33,6 +36,10 @@ COMMANDS: Final = {"queue_s": ("queue",), "queue_shape_s": ("queue", "shape")}
 WAITING_BEGIN: Final = 20_000_000  # tokens of the deferred: some become due, and come
 LOOKS: Final = 3  # at each command; the middle one counts
 COMMAND_TIMEOUT_S: Final = 120.0
+WARM: Final = 5000  # mails before each phase: after a checkpoint the first change of each page of an index is logged whole
+DUE_TIMEOUT_S: Final = 300.0
+DUE_AT_MOST: Final = 20  # of a million over twelve hours, one is due every 43 ms
+LOOK_S: Final = 0.5
 
 
 class BacklogPlan(msgspec.Struct, frozen=True):
@@ -68,13 +75,15 @@ class BacklogObservation(msgspec.Struct, frozen=True):
     def _figures(self, phase: Phase, arrivals: Arrivals) -> Figures:
         at_ns = {token: arrivals.at_ns[token] for token in phase.plan.bulk if token in arrivals.at_ns}
         seen = Observation(self.peer, Intake.HTTP_RENDERED, phase.plan, None, phase.bulk, phase.cost, None)
-        # The other phases, and what became due of the backlog, are no figures of this one.
+        # The other phases are no figures of this one.
         alone = Arrivals(at_ns, 0, arrivals.content_bytes * len(at_ns) // max(len(arrivals.at_ns), 1))
         (figures,) = seen.figures(alone).values()
-        order = sorted(at_ns.values())
+        begin_ns, end_ns = min(phase.bulk.started_ns.values()), max(at_ns.values())
+        order = sorted(at for at in arrivals.at_ns.values() if begin_ns <= at <= end_ns)
         gaps_ns = [after - before for before, after in itertools.pairwise(order)]
         return msgspec.structs.replace(
             figures,
+            delivered_per_s=len(order) / (end_ns - begin_ns) * 1e9,
             longest_gap_ms=max(gaps_ns) / 1e6,
             retention_s=phase.retention_s,
             **phase.looks_s,
@@ -97,11 +106,17 @@ def observe_backlog(peer: Peer, sink: Sink, plan: BacklogPlan) -> BacklogObserva
 
 def _plans(sent: Plan) -> list[Plan]:
     """Return the plans of all phases, whose tokens do not overlap."""
-    firsts = [sent.bulk.start + number * sent.messages for number in range(4)]
+    firsts = [sent.bulk.start + number * sent.messages + (number + 1) * WARM for number in range(4)]
     return [msgspec.structs.replace(sent, first=first, warm_messages=0, quiet_messages=0) for first in firsts]
 
 
+def _warm(peer: Peer, sink: Sink, plan: Plan) -> None:
+    tokens = range(plan.first - WARM, plan.first)
+    send(peer, sink, LoadOrder(peer.intake, peer.ways[peer.intake], tokens, plan.connections))
+
+
 def _phase(name: str, peer: Peer, sink: Sink, plan: Plan) -> Phase:
+    _warm(peer, sink, plan)
     bulk, cost = send(peer, sink, _order(peer, plan))
     return Phase(name, plan, bulk, cost, {figure: _look(peer, words) for figure, words in COMMANDS.items()})
 
@@ -112,6 +127,7 @@ def _order(peer: Peer, plan: Plan) -> LoadOrder:
 
 def _swept(name: str, peer: Peer, sink: Sink, plan: Plan) -> Phase:
     """Sweep, as the retention worker of a further replica would, in the midst of the load."""
+    _warm(peer, sink, plan)
     with sending(peer, sink, _order(peer, plan)) as (load, meter):
         await_arrivals(sink, plan.bulk, plan.messages // 10, meter)
         retention_s = asyncio.run(_sweep(peer.ways[Intake.SQL]))
@@ -211,11 +227,9 @@ EXPIRED: Final = History("expired-", "33 days", "5 days", _ENDED)
 
 
 async def _fill(dsn: str, history: History, count: int) -> None:
-    """Make `count` deliveries of `history`."""
+    """Make `count` deliveries of `history`, its tables side by side."""
     connection = await asyncpg.connect(dsn)
     try:
-        # Triggers tell what happens now; these rows are history.
-        await connection.execute("SET session_replication_role = replica")
         await connection.execute(
             "SELECT mail.ensure_partitions((mail.now() - $1::text::interval - $2::text::interval)::date, mail.now()::date)",
             history.newest_ago,
@@ -224,14 +238,38 @@ async def _fill(dsn: str, history: History, count: int) -> None:
         copied = await connection.fetchval(
             "SELECT id FROM mail.deliveries WHERE status = 'sent' ORDER BY id DESC LIMIT 1"
         )
-        for table, changes in history.changes.items():
-            statement = _COPY.format(table=table, **await _columns(connection, table, changes))
-            await connection.execute(statement, copied, count, history.newest_ago, history.over, history.kind)
-            await connection.execute(f"VACUUM ANALYZE mail.{table}")  # as autovacuum will have done
+        await asyncio.gather(*(_fill_table(dsn, table, history, copied, count) for table in history.changes))
+        await connection.execute("CHECKPOINT")  # as the checkpointer will have done
+        await _sent_what_is_due(connection)
     finally:
         await connection.close()
 
 
+async def _fill_table(dsn: str, table: str, history: History, copied: UUID, count: int) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        # Triggers tell what happens now; these rows are history.
+        await connection.execute("SET session_replication_role = replica")
+        statement = _COPY.format(table=table, **await _columns(connection, table, history.changes[table]))
+        await connection.execute(statement, copied, count, history.newest_ago, history.over, history.kind)
+        await connection.execute(f"VACUUM (FREEZE, ANALYZE) mail.{table}")  # as autovacuum will have done
+    finally:
+        await connection.close()
+
+
+async def _sent_what_is_due(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Wait for what became due of the backlog while it was being made. Raises `BenchError` if it stays."""
+    given_up_s = time.monotonic() + DUE_TIMEOUT_S
+    while await connection.fetchval(_DUE) > DUE_AT_MOST:
+        if time.monotonic() > given_up_s:
+            raise BenchError("what is due of the backlog is not being sent")
+        await asyncio.sleep(LOOK_S)
+
+
+_DUE: Final = """
+    SELECT count(*) FROM mail.deliveries
+    WHERE status IN ('queued', 'rendered') AND due_at < mail.now() OR status = 'sending'
+"""
 _COPY: Final = """
     INSERT INTO mail.{table} ({names})
     SELECT {values}
