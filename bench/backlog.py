@@ -36,14 +36,16 @@ COMMANDS: Final = {"queue_s": ("queue",), "queue_shape_s": ("queue", "shape")}
 WAITING_BEGIN: Final = 20_000_000  # tokens of the deferred: some become due, and come
 LOOKS: Final = 3  # at each command; the middle one counts
 COMMAND_TIMEOUT_S: Final = 120.0
-WARM: Final = 5000  # mails before each phase: after a checkpoint the first change of each page of an index is logged whole
 DUE_TIMEOUT_S: Final = 300.0
 DUE_AT_MOST: Final = 20  # of a million over twelve hours, one is due every 43 ms
 LOOK_S: Final = 0.5
 
 
 class BacklogPlan(msgspec.Struct, frozen=True):
-    """What is sent in each phase, and how many rows there are besides; `expired` are of the `ended`."""
+    """What is sent in each phase, and how many rows there are besides; `expired` are of the `ended`.
+
+    A phase warms up with thousands: after a checkpoint the first change of each page of an index is logged whole.
+    """
 
     sent: Plan
     waiting: int
@@ -73,7 +75,8 @@ class BacklogObservation(msgspec.Struct, frozen=True):
         return {phase.name: self._figures(phase, arrivals) for phase in self.phases}
 
     def _figures(self, phase: Phase, arrivals: Arrivals) -> Figures:
-        at_ns = {token: arrivals.at_ns[token] for token in phase.plan.bulk if token in arrivals.at_ns}
+        tokens = range(phase.plan.first, phase.plan.bulk.stop)
+        at_ns = {token: arrivals.at_ns[token] for token in tokens if token in arrivals.at_ns}
         seen = Observation(self.peer, Intake.HTTP_RENDERED, phase.plan, None, phase.bulk, phase.cost, None)
         # The other phases are no figures of this one.
         alone = Arrivals(at_ns, 0, arrivals.content_bytes * len(at_ns) // max(len(arrivals.at_ns), 1))
@@ -93,7 +96,6 @@ class BacklogObservation(msgspec.Struct, frozen=True):
 def observe_backlog(peer: Peer, sink: Sink, plan: BacklogPlan) -> BacklogObservation:
     """Carry `plan` out on a running peer."""
     dsn, plans = peer.ways[Intake.SQL], _plans(plan.sent)
-    send(peer, sink, LoadOrder(peer.intake, peer.ways[peer.intake], plan.sent.warm, plan.sent.connections))
     phases = [_phase("empty", peer, sink, plans[0])]
     asyncio.run(_fill(dsn, WAITING, plan.waiting))
     phases.append(_phase(f"{plan.waiting:,} deferred", peer, sink, plans[1]))
@@ -106,29 +108,24 @@ def observe_backlog(peer: Peer, sink: Sink, plan: BacklogPlan) -> BacklogObserva
 
 def _plans(sent: Plan) -> list[Plan]:
     """Return the plans of all phases, whose tokens do not overlap."""
-    firsts = [sent.bulk.start + number * sent.messages + (number + 1) * WARM for number in range(4)]
-    return [msgspec.structs.replace(sent, first=first, warm_messages=0, quiet_messages=0) for first in firsts]
-
-
-def _warm(peer: Peer, sink: Sink, plan: Plan) -> None:
-    tokens = range(plan.first - WARM, plan.first)
-    send(peer, sink, LoadOrder(peer.intake, peer.ways[peer.intake], tokens, plan.connections))
+    each = sent.bulk.stop - sent.first
+    return [msgspec.structs.replace(sent, first=sent.first + number * each) for number in range(4)]
 
 
 def _phase(name: str, peer: Peer, sink: Sink, plan: Plan) -> Phase:
-    _warm(peer, sink, plan)
-    bulk, cost = send(peer, sink, _order(peer, plan))
+    send(peer, sink, _order(peer, plan, plan.warm))
+    bulk, cost = send(peer, sink, _order(peer, plan, plan.bulk))
     return Phase(name, plan, bulk, cost, {figure: _look(peer, words) for figure, words in COMMANDS.items()})
 
 
-def _order(peer: Peer, plan: Plan) -> LoadOrder:
-    return LoadOrder(peer.intake, peer.ways[peer.intake], plan.bulk, plan.connections)
+def _order(peer: Peer, plan: Plan, tokens: range) -> LoadOrder:
+    return LoadOrder(peer.intake, peer.ways[peer.intake], tokens, plan.connections)
 
 
 def _swept(name: str, peer: Peer, sink: Sink, plan: Plan) -> Phase:
     """Sweep, as the retention worker of a further replica would, in the midst of the load."""
-    _warm(peer, sink, plan)
-    with sending(peer, sink, _order(peer, plan)) as (load, meter):
+    send(peer, sink, _order(peer, plan, plan.warm))
+    with sending(peer, sink, _order(peer, plan, plan.bulk)) as (load, meter):
         await_arrivals(sink, plan.bulk, plan.messages // 10, meter)
         retention_s = asyncio.run(_sweep(peer.ways[Intake.SQL]))
         bulk = load.result()

@@ -62,7 +62,12 @@ def full_sizes(messages: int) -> Sizes:
         plan,
         slow=Plan(messages=messages // 2, quiet_messages=0),
         big=Plan(messages=200, quiet_messages=0, warm_messages=50, sample_s=0.25),
-        backlog=BacklogPlan(plan, waiting=1_000_000, ended=10_000_000, expired=5_000_000),
+        backlog=BacklogPlan(
+            Plan(messages=messages, quiet_messages=0, warm_messages=5000),
+            waiting=1_000_000,
+            ended=10_000_000,
+            expired=5_000_000,
+        ),
         flood=FloodPlan(messages=10 * messages),
     )
 
@@ -74,7 +79,9 @@ def quick_sizes(messages: int) -> Sizes:
         plan,
         slow=Plan(messages=messages, quiet_messages=0),
         big=Plan(messages=10, quiet_messages=0, warm_messages=20, sample_s=0.25),
-        backlog=BacklogPlan(plan, waiting=20_000, ended=40_000, expired=20_000),
+        backlog=BacklogPlan(
+            Plan(messages=messages, quiet_messages=0), waiting=20_000, ended=40_000, expired=20_000
+        ),
         flood=FloodPlan(messages=10 * messages),
     )
 

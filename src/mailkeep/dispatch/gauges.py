@@ -58,8 +58,7 @@ class GaugeReader:
             began_s = time.monotonic()
             with suppress(StoreUnavailableError):  # others say so
                 await self.read()
-            took_s = time.monotonic() - began_s
-            await asyncio.sleep(min(max(INTERVAL_S, REST * took_s), LONGEST_S))
+            await asyncio.sleep(pause_s(time.monotonic() - began_s))
 
     async def read(self) -> None:
         """Read once. Raises `StoreUnavailableError`."""
@@ -72,3 +71,8 @@ class GaugeReader:
             lags = await self._store.fetch("read_webhook_lag", self._webhooks, MAX_COUNTED)
             self._waiting = {(row["name"],): row["waiting"] for row in lags}
             self._behind_ms = {(row["name"],): row["behind_ms"] for row in lags}
+
+
+def pause_s(took_s: float) -> float:
+    """Return how long to rest after a look that took `took_s`."""
+    return min(max(INTERVAL_S, REST * took_s), LONGEST_S)

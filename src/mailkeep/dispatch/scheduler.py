@@ -109,7 +109,7 @@ class AttemptScheduler:
         if claims:
             reach(FaultPoint.CLAIM_AFTER_COMMIT)
             await self._hand_over(claims)
-        if not _may_be_more(claims, wanted, at_most):
+        if not may_be_more(claims, wanted, at_most):
             await self._sleep(await self._pause_s([(hop, name) for hop, name, _ in wanted]))
 
     async def _hand_over(self, claims: Sequence[Claim]) -> None:
@@ -165,7 +165,7 @@ class AttemptScheduler:
                 await self._store.hand_back([ClaimKey(replica_id, delivery_id, token)])
 
 
-def _may_be_more(
+def may_be_more(
     claims: Sequence[Claim], wanted: Sequence[tuple[str, DeliveryClass, int]], at_most: int
 ) -> bool:
     """Whether something is due beyond `claims`, of which `at_most` in all and a bound for each of `wanted` were asked for."""
