@@ -1,17 +1,20 @@
 """A full queue and a long history: what they do to the rate, to memory, to `mailkeep queue`; and what retention costs.
 
 One service is measured empty, then with deferred deliveries waiting (retry times spread over hours), then with ended ones
-beside them, and at last while retention removes the oldest days. Rows are copies, made by SQL, of one mail that the service
+beside them, and at last while retention removes the oldest days; each time between two halves of the same load on another one,
+which stays empty, because what the machine is worth changes within minutes. Rows are copies, made by SQL, of one mail that the service
 itself sent: all its tables, with new ids, instants and addresses, so that they are what it would have written. A phase begins
 when PostgreSQL has written them out, what became due meanwhile has been sent, and a few thousand mails more; what becomes due
 during it is sent beside its mail, and counts.
 """
 
 import asyncio
+import functools
 import itertools
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
@@ -53,8 +56,21 @@ class BacklogPlan(msgspec.Struct, frozen=True):
     expired: int
 
 
+class Half(msgspec.Struct, frozen=True):
+    """What the empty service was sent before or after a phase."""
+
+    tokens: range
+    started_ns: int
+
+    def took_ns(self, arrivals: Arrivals) -> int:
+        """Return how long it took to deliver all. Raises `BenchError` if it did not."""
+        if missing := [token for token in self.tokens if token not in arrivals.at_ns]:
+            raise BenchError(f"{len(missing)} messages of the empty service never came")
+        return max(arrivals.at_ns[token] for token in self.tokens) - self.started_ns
+
+
 class Phase(msgspec.Struct, frozen=True):
-    """What one phase showed."""
+    """What one phase showed; the `halves` are those of the empty service."""
 
     name: str
     plan: Plan
@@ -62,6 +78,7 @@ class Phase(msgspec.Struct, frozen=True):
     cost: Cost
     looks_s: dict[str, float]
     retention_s: float | None = None
+    halves: tuple[Half, ...] = ()
 
 
 class BacklogObservation(msgspec.Struct, frozen=True):
@@ -70,11 +87,11 @@ class BacklogObservation(msgspec.Struct, frozen=True):
     peer: str
     phases: list[Phase]
 
-    def figures(self, arrivals: Arrivals) -> dict[str, Figures]:
-        """Return a column for each phase."""
-        return {phase.name: self._figures(phase, arrivals) for phase in self.phases}
+    def figures(self, arrivals: Arrivals, of_empty: Arrivals) -> dict[str, Figures]:
+        """Return a column for each phase. Raises `BenchError` if they would not be honest."""
+        return {phase.name: self._figures(phase, arrivals, of_empty) for phase in self.phases}
 
-    def _figures(self, phase: Phase, arrivals: Arrivals) -> Figures:
+    def _figures(self, phase: Phase, arrivals: Arrivals, of_empty: Arrivals) -> Figures:
         tokens = range(phase.plan.first, phase.plan.bulk.stop)
         at_ns = {token: arrivals.at_ns[token] for token in tokens if token in arrivals.at_ns}
         seen = Observation(self.peer, Intake.HTTP_RENDERED, phase.plan, None, phase.bulk, phase.cost, None)
@@ -84,25 +101,38 @@ class BacklogObservation(msgspec.Struct, frozen=True):
         begin_ns, end_ns = min(phase.bulk.started_ns.values()), max(at_ns.values())
         order = sorted(at for at in arrivals.at_ns.values() if begin_ns <= at <= end_ns)
         gaps_ns = [after - before for before, after in itertools.pairwise(order)]
+        delivered_per_s = len(order) / (end_ns - begin_ns) * 1e9
+        took_ns = sum(half.took_ns(of_empty) for half in phase.halves)
+        empty_per_s = sum(len(half.tokens) for half in phase.halves) / took_ns * 1e9
         return msgspec.structs.replace(
             figures,
-            delivered_per_s=len(order) / (end_ns - begin_ns) * 1e9,
+            delivered_per_s=delivered_per_s,
+            empty_delivered_per_s=empty_per_s,
+            to_empty=delivered_per_s / empty_per_s,
             longest_gap_ms=max(gaps_ns) / 1e6,
             retention_s=phase.retention_s,
             **phase.looks_s,
         )
 
 
-def observe_backlog(peer: Peer, sink: Sink, plan: BacklogPlan) -> BacklogObservation:
-    """Carry `plan` out on a running peer."""
-    dsn, plans = peer.ways[Intake.SQL], _plans(plan.sent)
-    phases = [_phase("empty", peer, sink, plans[0])]
+def observe_backlog(
+    peer: Peer, sink: Sink, empty: Peer, empty_sink: Sink, plan: BacklogPlan
+) -> BacklogObservation:
+    """Carry `plan` out on a running peer, beside an `empty` one."""
+    dsn, phases = peer.ways[Intake.SQL], []
+    between = functools.partial(_between, empty, empty_sink)
+    first, second, third, last = _plans(plan.sent)
+    phases.append(between(first, functools.partial(_phase, "empty", peer, sink, first)))
     asyncio.run(_fill(dsn, WAITING, plan.waiting))
-    phases.append(_phase(f"{plan.waiting:,} deferred", peer, sink, plans[1]))
+    phases.append(
+        between(second, functools.partial(_phase, f"{plan.waiting:,} deferred", peer, sink, second))
+    )
     asyncio.run(_fill(dsn, ENDED, plan.ended - plan.expired))
     asyncio.run(_fill(dsn, EXPIRED, plan.expired))
-    phases.append(_phase(f"and {plan.ended:,} ended", peer, sink, plans[2]))
-    phases.append(_swept(f"while {plan.expired:,} are removed", peer, sink, plans[3]))
+    phases.append(between(third, functools.partial(_phase, f"and {plan.ended:,} ended", peer, sink, third)))
+    phases.append(
+        between(last, functools.partial(_swept, f"while {plan.expired:,} are removed", peer, sink, last))
+    )
     return BacklogObservation(peer.name, phases)
 
 
@@ -110,6 +140,21 @@ def _plans(sent: Plan) -> list[Plan]:
     """Return the plans of all phases, whose tokens do not overlap."""
     each = sent.bulk.stop - sent.first
     return [msgspec.structs.replace(sent, first=sent.first + number * each) for number in range(4)]
+
+
+def _between(empty: Peer, sink: Sink, plan: Plan, measure: Callable[[], Phase]) -> Phase:
+    """Return what `measure` shows, between two halves of `plan` on the empty service."""
+    half = msgspec.structs.replace(plan, messages=plan.messages // 2, warm_messages=plan.warm_messages // 2)
+    before = _half(empty, sink, half)
+    phase = measure()
+    after = _half(empty, sink, msgspec.structs.replace(half, first=half.bulk.stop))
+    return msgspec.structs.replace(phase, halves=(before, after))
+
+
+def _half(empty: Peer, sink: Sink, plan: Plan) -> Half:
+    send(empty, sink, _order(empty, plan, plan.warm))
+    bulk, _ = send(empty, sink, _order(empty, plan, plan.bulk))
+    return Half(plan.bulk, min(bulk.started_ns.values()))
 
 
 def _phase(name: str, peer: Peer, sink: Sink, plan: Plan) -> Phase:

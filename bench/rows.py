@@ -116,7 +116,7 @@ def runs_of(
         case "flood":
             watch: Observe = functools.partial(observe_flood, plan=sizes.flood)
         case "backlog":
-            watch = functools.partial(observe_backlog, plan=sizes.backlog)
+            return [functools.partial(_run_backlog, sizes.backlog, start) for start in starts]
         case "slow_hop":
             watch = functools.partial(observe_slow, plan=sizes.slow)
         case "stalled_hop" if "mailkeep" in peers:
@@ -173,6 +173,19 @@ def _run(row: str, start: StartPeer, watch: Observe, behaviour: Behaviour, folde
         with start(Path(own), sink) as peer:
             seen = watch(peer, sink)
         return Result(row, seen.figures(sink.take()), peer.facts)
+
+
+def _run_backlog(plan: BacklogPlan, start: StartPeer, folder: Path) -> Result:
+    """Measure a peer that fills beside one that stays empty."""
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as own,
+        tempfile.TemporaryDirectory(dir=folder) as others,
+        Sink(_passable(own)) as sink,
+        Sink(_passable(others)) as empty_sink,
+    ):
+        with start(Path(own), sink) as peer, start(Path(others), empty_sink) as empty:
+            seen = observe_backlog(peer, sink, empty, empty_sink, plan)
+        return Result("backlog", seen.figures(sink.take(), empty_sink.take()), peer.facts)
 
 
 def _run_big(plan: Plan, start: StartPeer, folder: Path) -> Result:

@@ -85,6 +85,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queue_s: float | None = None
     queue_shape_s: float | None = None
     retention_s: float | None = None
+    empty_delivered_per_s: float | None = None
+    to_empty: float | None = None
     longest_gap_ms: float | None = None
     share_of_arithmetic: float | None = None
     loop_stall_ms: float | None = None

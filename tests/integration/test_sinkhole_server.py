@@ -7,6 +7,7 @@ import random
 import shutil
 import socket
 import ssl
+import subprocess
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -24,7 +25,18 @@ from mailkeep.sinkhole.session import Credentials, Limits
 
 CREDENTIALS = Credentials("ann", "a-canary-secret")
 BODY = b"Message-ID: <1@a.test>\r\nSubject: hi\r\n\r\n..dot\r\n"
-SWAKS = pytest.mark.skipif(shutil.which("swaks") is None, reason="swaks is not installed")
+
+
+def _swaks_can(feature):
+    """Whether swaks is there and has the Perl modules for `feature`."""
+    path = shutil.which("swaks")
+    return bool(path) and f"=== {feature} supported" in subprocess.check_output(
+        [path, "--support"], text=True
+    )
+
+
+SWAKS = pytest.mark.skipif(not shutil.which("swaks"), reason="swaks is not installed")
+SWAKS_TLS = pytest.mark.skipif(not _swaks_can("TLS"), reason="swaks is not installed, or not with TLS")
 REPLY_TIMEOUT_S = 60
 
 
@@ -330,7 +342,7 @@ async def test_swaks(house, mode, exit_code, line):
     assert (code, line in transcript) == (exit_code, True), transcript
 
 
-@SWAKS
+@SWAKS_TLS
 async def test_swaks_over_starttls_with_auth(house, server_tls):
     """Swaks logs in over STARTTLS; the message says so."""
     sinkhole = await house.sinkhole(tls=server_tls, credentials=CREDENTIALS)
