@@ -5,6 +5,7 @@ turns, forwards and backwards, so that what the machine does meanwhile befalls t
 """
 
 import functools
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -148,7 +149,7 @@ def _is_wanted(setup: Setup, columns: tuple[str, ...]) -> bool:
 
 def _setups(row: str, processes: int) -> list[Setup]:
     """Return which Mailkeeps a row has."""
-    http = Intake.HTTP_RENDERED
+    http, cores = Intake.HTTP_RENDERED, os.cpu_count() or 1
     setups = {
         "mail": [
             Setup("Mailkeep HTTP", http, processes),
@@ -156,6 +157,8 @@ def _setups(row: str, processes: int) -> list[Setup]:
             Setup("Mailkeep stream", Intake.STREAM, processes),
             Setup("stream, parked", Intake.STREAM, processes, parked=True),
             Setup("Mailkeep SQL", Intake.SQL, processes),
+            Setup("stream, a process a core", Intake.STREAM, cores),
+            Setup("SQL, a process a core", Intake.SQL, cores),
         ],
         "template": [Setup("Mailkeep template", Intake.HTTP_TEMPLATE, processes)],
         "flood": [Setup("Mailkeep", Intake.STREAM, processes)],
