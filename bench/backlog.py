@@ -2,10 +2,10 @@
 
 One service is measured empty, then with deferred deliveries waiting (retry times spread over hours), then with ended ones
 beside them, and at last while retention removes the oldest days; each time between two halves of the same load on another one,
-which stays empty, because what the machine is worth changes within minutes. Rows are copies, made by SQL, of one mail that the service
-itself sent: all its tables, with new ids, instants and addresses, so that they are what it would have written. A phase begins
-when PostgreSQL has written them out, what became due meanwhile has been sent, and a few thousand mails more; what becomes due
-during it is sent beside its mail, and counts.
+which stays empty, because what the machine is worth changes within minutes. Rows are copies, made by SQL, of one mail that the
+service itself sent: all its tables, with new ids, instants and addresses, so that they are what it would have written. A phase
+begins when PostgreSQL has written them out, what became due meanwhile has been sent, and a few thousand mails more; what
+becomes due during it is sent beside its mail, and counts.
 """
 
 import asyncio

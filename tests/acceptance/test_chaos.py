@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,10 +85,17 @@ def test_a_broken_build_is_found_out(folder, build, strikes, step):
 
 @pytest.mark.long
 def test_an_interrupted_run_is_drained_and_judged():
-    """Ctrl-C ends the faults; the mail that was accepted until then is accounted for, and nothing is left running."""
+    """Ctrl-C ends the faults; the mail that was accepted until then is accounted for, and nothing is left running.
+
+    It comes right after another replica was started, before its watcher was: that one was left behind once.
+    """
     with running() as process:
+        before, ends_at = children(process.pid), time.monotonic() + PATIENCE_S
+        while not (new := children(process.pid) - before):
+            assert time.monotonic() < ends_at, "no replica was started"
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=4 * PATIENCE_S)
+    assert not [pid for pid in before | new if psutil.pid_exists(pid)]
     report = json.loads(said)
     assert process.returncode == 130
     assert [step for step in report["steps"] if step["result"] != "held"] == []
@@ -128,6 +136,13 @@ def running():
             yield process
         finally:
             process.kill()
+
+
+def children(pid):
+    """Return the numbers of all children; where there is `/proc` within microseconds."""
+    with suppress(FileNotFoundError):
+        return {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    return {child.pid for child in psutil.Process(pid).children()}
 
 
 def mode_files(process):

@@ -7,7 +7,9 @@ nothing lost, each second copy explained by an attempt of unknown outcome, none 
 
 import asyncio
 import os
+import signal
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -15,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from functools import partial
-from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
+from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -214,7 +216,7 @@ class Chaos:
         self._load.start()
         self._began_s = time.monotonic()
         with self._interruption_noted():
-            while (ran_s := time.monotonic() - self._began_s) < self._plan.duration_s:
+            while not self._is_interrupted and (ran_s := self._ran_s()) < self._plan.duration_s:
                 self._keep()
                 while self._strikes and self._strikes[0].at_s <= ran_s and self._strike(self._strikes[0]):
                     self._strikes.popleft()
@@ -222,12 +224,26 @@ class Chaos:
                 time.sleep(LOOK_S)
         return ", ".join(f"{count} {kind}" for kind, count in sorted(self._struck.items()))
 
+    def _ran_s(self) -> float:
+        return time.monotonic() - self._began_s
+
     @contextmanager
     def _interruption_noted(self) -> Iterator[None]:
+        """Note the first Ctrl-C: raised where it strikes, it would lose a process that is just being started."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(SIGINT)
+
+        def note(*_signal: object) -> None:
+            self._is_interrupted = True
+            signal.signal(SIGINT, before)
+
+        signal.signal(SIGINT, note)
         try:
             yield
-        except KeyboardInterrupt:
-            self._is_interrupted = True
+        finally:
+            signal.signal(SIGINT, before)
 
     def _keep(self) -> None:
         """Do what is due by itself: start what has ended, thaw what was frozen, let the sinkhole accept again."""
@@ -292,9 +308,6 @@ class Chaos:
         match strike.kind:
             case StrikeKind.KILL:
                 self._losses.append(struck)
-                place.state = (
-                    _State.STOPPING
-                )  # first: who interrupts here must not take it for one that gave up
                 process.end(SIGKILL)
                 self._deployment.replace(place.index)
                 place.state = _State.STARTING

@@ -51,7 +51,11 @@ class Spawned:
             self._process = subprocess.Popen(  # noqa: S603 - our own commands
                 command, env=environ, stdout=words, stderr=words, start_new_session=True
             )
-        self._resources.enter_context(watched(self._process.pid, signal.SIGKILL))
+        try:
+            self._resources.enter_context(watched(self._process.pid, signal.SIGKILL))
+        except BaseException:  # an interruption as well: nobody else knows of it yet
+            self._process.kill()
+            raise
 
     @property
     def pid(self) -> int:
