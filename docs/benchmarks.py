@@ -239,7 +239,7 @@ Mailkeep scales by what its database does already, and adds no cluster of its ow
 | the stream is full | **Redis Cluster or several Redis**, one stream a queue | a producer chooses its stream |
 | the next hop is slow | more connections ([measured](../reference/benchmarks.md)): connections / latency is the limit, not Mailkeep | the hop's own limits |
 
-Several queues are the plain way to a billion: they need no engine that is not used at the first million, fail apart from each other,
+Where one server is not enough, several queues are the plain way: they need no engine that is not used at the first million, fail apart from each other,
 and each can be measured alone with [`mailkeep bench`](../how-to/measure-your-deployment.md).
 """
 
