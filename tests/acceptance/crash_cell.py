@@ -406,6 +406,9 @@ class Cell:
         hit_s = time.monotonic()
         self._strike()
         self._drain()
+        if self.fault in (Fault.KILL, Fault.FREEZE):
+            # What the victim sent beside this step may have been under way to the hop as it was struck.
+            self._is_after_dot |= self._has_victim_sent_dot()
         if self.fault in (Fault.STALL, Fault.FREEZE):
             time.sleep(max(hit_s + HELD_AT_LEAST_S - time.monotonic(), 0))
             self.victim.signal(signal.SIGCONT)
@@ -433,6 +436,9 @@ class Cell:
             if stalls:
                 time.sleep(HELD_AT_LEAST_S)  # the fault itself: nothing that happens meanwhile ends it
             self.victim.gate.let_go(cut=not stalls)
+
+    def _has_victim_sent_dot(self) -> bool:
+        return any((point.place, point.name) == ("smtp", "final dot") for point in self.passed)
 
     def _is_in_a_migration(self) -> bool:
         return (
