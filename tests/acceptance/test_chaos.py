@@ -94,8 +94,13 @@ def test_an_interrupted_run_is_drained_and_judged():
         while not (new := children(process.pid) - before):
             assert time.monotonic() < ends_at, "no replica was started"
         process.send_signal(signal.SIGINT)
+        started = []
+        for pid in before | new:
+            with suppress(psutil.NoSuchProcess):
+                started.append(psutil.Process(pid))
         said, _ = process.communicate(timeout=4 * PATIENCE_S)
-    assert not [pid for pid in before | new if psutil.pid_exists(pid)]
+    _, alive = psutil.wait_procs(started, timeout=PATIENCE_S)
+    assert not alive
     report = json.loads(said)
     assert process.returncode == 130
     assert [step for step in report["steps"] if step["result"] != "held"] == []
