@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import os
 import random
 import shutil
 import socket
@@ -35,8 +36,13 @@ def _swaks_can(feature):
     )
 
 
-SWAKS = pytest.mark.skipif(not shutil.which("swaks"), reason="swaks is not installed")
-SWAKS_TLS = pytest.mark.skipif(not _swaks_can("TLS"), reason="swaks is not installed, or not with TLS")
+# Who has cloned this may do without swaks, or have it without the Perl module for TLS, which Debian leaves out. CI may not: `.ci/run`
+# installs both, and what is missing there fails.
+IN_CI = "CI" in os.environ
+SWAKS = pytest.mark.skipif(not IN_CI and not shutil.which("swaks"), reason="needs swaks")
+SWAKS_TLS = pytest.mark.skipif(
+    not IN_CI and not _swaks_can("TLS"), reason="needs swaks and Perl's Net::SSLeay"
+)
 REPLY_TIMEOUT_S = 60
 
 
