@@ -44,7 +44,7 @@ ORDER_CONFIRMATION: Final[dict[str, Any]] = {
         "total": 37.80,
     },
 }
-"""A mail of the catalog that Mailkeep ships, with subject, text and html: 4.5 KB."""
+"""A mail of the catalog that Mailkeep ships, with subject, text and html: 4.5 KB. Each of a run has an order of its own."""
 
 
 class Exchange(NamedTuple):
@@ -79,8 +79,15 @@ def _http_delivery(to: str, token: int, text: str) -> Message:
     return _http_request("deliveries", _command(to, token, text))
 
 
-def _http_template(to: str, _token: int, _text: str) -> Message:
-    payload = {"to": [to], **ORDER_CONFIRMATION}
+def _http_template(to: str, token: int, _text: str) -> Message:
+    price = 5 + token % 49_999 / 100
+    order = {
+        "order_number": f"A-{token:06d}",
+        "ordered_at": datetime.fromtimestamp(1_773_500_000 + token, UTC).isoformat(),
+        "items": [{"name": "Coffee beans, 1 kg", "quantity": 2, "amount": price}],
+        "total": price + 4.9,
+    }
+    payload = {"to": [to], **ORDER_CONFIRMATION, "variables": ORDER_CONFIRMATION["variables"] | order}
     return _http_request("deliveries", {"source": "api", "payload_mode": "template", "payload": payload})
 
 

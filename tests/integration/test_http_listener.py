@@ -4,7 +4,11 @@ import asyncio
 import contextlib
 import errno
 import json
+import os
+import resource
+import socket
 import ssl
+import time
 
 import httpx2
 import pytest
@@ -55,8 +59,18 @@ class App:
             "status": 200,
             "headers": [(b"content-length", b"%d" % len(body))],
         }
+        if scope["path"] == "/late":
+            head["headers"] = [(b"content-length", b"4")]
         await send(head)
+        if scope["path"] == "/late":
+            await self.let_go.wait()
+            body = b"late"
         await send({"type": "http.response.body", "body": body})
+
+
+def connections(listener):
+    """Return how many connections a listener has."""
+    return len(listener._server.server_state.connections)
 
 
 @pytest.fixture
@@ -109,6 +123,55 @@ async def test_a_port_in_use_is_one_clear_error(app, listening):
         await second.start()
     assert caught.value.errno == errno.EADDRINUSE
     await answers(listening)
+
+
+async def test_who_shares_a_socket_shares_its_connections(app):
+    """Clients that all come at once and keep their connections are served by all processes, not by whichever woke first."""
+    bound = listen(HOST, 0, backlog=BACKLOG)
+    clients = [socket.create_connection(bound.getsockname()) for _ in range(20)]
+    listeners = [HttpListener(app, HOST, 0, listening=bound.dup()) for _ in range(2)]
+    for listener in listeners:
+        await listener.start()
+    async with asyncio.timeout(PATIENCE_S):
+        while sum(map(connections, listeners)) < len(clients):
+            await asyncio.sleep(0.01)
+    assert min(map(connections, listeners)) >= 5
+    for held in (*clients, bound):
+        held.close()
+    for listener in listeners:
+        await listener.stop(1)
+
+
+async def test_out_of_file_descriptors_is_waited_out(app, listening):
+    """Who can't be accepted for want of descriptors waits, at no cost to the loop, and is served when there are some again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    client = socket.socket()
+    client.settimeout(PATIENCE_S)
+    lowest_free = os.dup(client.fileno())
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        client.connect((HOST, listening.port))
+        client.sendall(REQUEST)
+        spent_s = time.process_time()
+        await asyncio.sleep(0.3)
+        assert time.process_time() - spent_s < 0.15
+        assert connections(listening) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (await asyncio.to_thread(client.recv, 65536)).startswith(b"HTTP/1.1 200")
+    client.close()
+
+
+async def test_the_head_of_an_answer_waits_for_its_body_alone(app, listening):
+    """A body that is late holds nothing back."""
+    async with connected(listening) as (reader, writer):
+        writer.write(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"content-length: 4" in head
+            app.let_go.set()
+            assert await reader.readexactly(4) == b"late"
 
 
 async def test_processes_may_share_one_bound_socket(app):

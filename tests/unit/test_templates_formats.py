@@ -54,3 +54,14 @@ def test_what_can_not_be_written_is_refused(name: str, value: object, arguments:
     with pytest.raises(PrintError) as refusal:
         filters_of(Locale("en"))[name](value, **arguments)
     assert "canary" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("first", [0.0, -0.0])
+def test_what_is_remembered_is_no_other_value(first: float) -> None:
+    """Values that Python takes for equal are written each as it reads, whichever came before."""
+    number = filters_of(Locale("en"))["number"]
+    for value in (first, -first, first):
+        assert number(value) == ("-0" if str(value) == "-0.0" else "0")
+    assert number(1) == number("1") == number(1.0) == "1"
+    with pytest.raises(PrintError):
+        number(True)

@@ -36,12 +36,12 @@ def spans(monkeypatch):
 
 def one_mail(traceparent):
     """Let a request and an attempt be traced; answer the `traceparent` that was kept in between."""
-    with tracing.request_span("POST /", traceparent):
-        kept = tracing.current_traceparent(traceparent)
-        tracing.tell_status(202)
-    with tracing.attempt_span(kept, delivery_id=uuid4(), number=1, route="default"):
+    with tracing.request_span("POST /", traceparent) as span:
+        kept = tracing.traceparent_of(span, traceparent)
+        tracing.tell_status(span, 202)
+    with tracing.attempt_span(kept, delivery_id=uuid4(), number=1, route="default") as span:
         tracing.tell_outcome(
-            status="provider_accepted", phase="dot", rule="ok", certainty="certain", delivered=True
+            span, status="provider_accepted", phase="dot", rule="ok", certainty="certain", delivered=True
         )
     assert not trace.get_current_span().get_span_context().is_valid
     return kept

@@ -30,6 +30,9 @@ class Shares:
         self._several_hops = several_hops
         self._free = total
         self._taken = dict.fromkeys(PRIORITY, 0)
+        self._kept = dict(self._reserved)
+        """What each class has not taken yet of the places that are its own."""
+        self._kept_in_all = sum(self._kept.values())
         self._taken_by_hop: Counter[str] = Counter()
 
     @property
@@ -39,11 +42,7 @@ class Shares:
 
     def room(self, delivery_class: DeliveryClass, hop: str) -> int:
         """Return how many more places mail of `delivery_class` for `hop` may take now."""
-        kept_for_others = sum(
-            max(self._reserved[name] - taken, 0)
-            for name, taken in self._taken.items()
-            if name != delivery_class
-        )
+        kept_for_others = self._kept_in_all - self._kept[delivery_class]
         room = self._free - kept_for_others
         # Claims that were asked for and births meanwhile can take more places than there are; a class keeps its own all the same.
         within_class = self._reserved[delivery_class] - self._taken[delivery_class]
@@ -58,12 +57,16 @@ class Shares:
 
     def take(self, delivery_class: DeliveryClass, hop: str) -> None:
         """Take one place."""
-        self._taken[delivery_class] += 1
-        self._taken_by_hop[hop] += 1
-        self._free -= 1
+        self._count(delivery_class, hop, 1)
 
     def give(self, delivery_class: DeliveryClass, hop: str) -> None:
         """Give one place back."""
-        self._taken[delivery_class] -= 1
-        self._taken_by_hop[hop] -= 1
-        self._free += 1
+        self._count(delivery_class, hop, -1)
+
+    def _count(self, delivery_class: DeliveryClass, hop: str, places: int) -> None:
+        self._taken[delivery_class] += places
+        self._taken_by_hop[hop] += places
+        self._free -= places
+        kept = max(self._reserved[delivery_class] - self._taken[delivery_class], 0)
+        self._kept_in_all += kept - self._kept[delivery_class]
+        self._kept[delivery_class] = kept

@@ -16,6 +16,7 @@ from typing import Final
 from uuid import UUID
 
 import structlog
+from opentelemetry.trace import Span
 
 from mailkeep.core.address import domain_of
 from mailkeep.core.decide import decide
@@ -256,10 +257,10 @@ class AttemptWorkerPool:
         number = claim.attempts + 1
         with tracing.attempt_span(
             claim.traceparent, delivery_id=claim.id, number=number, route=claim.next_hop
-        ):
-            await self._try(claim, fence, begun_s)
+        ) as span:
+            await self._try(claim, fence, begun_s, span)
 
-    async def _try(self, claim: Claim, fence: ClaimFence, begun_s: float) -> None:
+    async def _try(self, claim: Claim, fence: ClaimFence, begun_s: float, span: Span) -> None:
         waited_s = time.monotonic() - begun_s
         reach(FaultPoint.ATTEMPT_BEGINS)
         try:
@@ -283,7 +284,7 @@ class AttemptWorkerPool:
         if outcome is None or outcome.rule == CLAIM_LOST:
             await self._return(claim)
         else:
-            await self._record(claim, outcome)
+            await self._record(claim, outcome, span)
 
     def _passage(self, claim: Claim) -> AbstractContextManager[None]:
         return self._right_of_way.passing() if claim.delivery_class is DeliveryClass.AUTH else nullcontext()
@@ -343,8 +344,9 @@ class AttemptWorkerPool:
             since = datetime.fromtimestamp(self._replica.now_s(), UTC)
             self._replica.hops_out[hop] = HopOut(breaker.last_cause, since)
 
-    async def _record(self, claim: Claim, outcome: Outcome) -> None:
+    async def _record(self, claim: Claim, outcome: Outcome, span: Span) -> None:
         tracing.tell_outcome(
+            span,
             status=outcome.status,
             phase=outcome.phase,
             rule=outcome.rule,

@@ -114,11 +114,13 @@ class HttpApplication:
         send: Send,
     ) -> None:
         """Read one POST of at most `max_bytes`, let `take` answer it, and say so."""
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = _header_traceparent(scope)
         try:
-            with tracing.request_span(f"POST {scope['path']}", _header_traceparent(headers)):
-                answer = await self._answer(take, max_bytes, scope, headers, receive)
-                tracing.tell_status(answer.status)
+            with tracing.request_span(f"POST {scope['path']}", given) as span:
+                answer = await self._answer(
+                    take, max_bytes, scope, receive, tracing.traceparent_of(span, given)
+                )
+                tracing.tell_status(span, answer.status)
         except ClientGoneError:
             return
         await respond(answer, send)
@@ -130,17 +132,15 @@ class HttpApplication:
         take: Callable[[TakenRequest], Awaitable[Answer]],
         max_bytes: int,
         scope: Scope,
-        headers: dict[bytes, bytes],
         receive: Receive,
+        traceparent: str | None,
     ) -> Answer:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
         held = bytearray()
         held_bytes = 0  # of it, whoever clears it
         try:
             check_content_type(headers)
-            key, traceparent = (
-                header_key(scope["headers"]),
-                tracing.current_traceparent(_header_traceparent(headers)),
-            )
+            key = header_key(scope["headers"])
             _check_size(int(headers.get(b"content-length", 0)), max_bytes)
             body = await self._read(receive, held, max_bytes)
             held_bytes = len(held)
@@ -221,8 +221,8 @@ def key_problem(why: str) -> Problem:
     return make_problem(FailureCode.INVALID_FIELD, detail, field=KEY_HEADER, status=400)
 
 
-def _header_traceparent(headers: dict[bytes, bytes]) -> str | None:
-    value = headers.get(b"traceparent")
+def _header_traceparent(scope: Scope) -> str | None:
+    value = dict(scope["headers"]).get(b"traceparent")
     return value.decode("ascii") if value and _TRACEPARENT.fullmatch(value) else None
 
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import msgspec
 import structlog
+from opentelemetry.trace import Span
 
 from mailkeep.aside import LARGE_BYTES, aside
 from mailkeep.core.command import (
@@ -105,20 +106,20 @@ class CommandIntake:
 
         Raises `StoreUnavailableError`: then the whole batch is to be taken again, which doubles nothing.
         """
-        with tracing.batch_span("take commands"):
-            return await self._take(commands)
+        with tracing.batch_span("take commands") as span:
+            return await self._take(commands, span)
 
-    async def _take(self, commands: Sequence[RawCommand]) -> list[Accepted | Malformed]:
+    async def _take(self, commands: Sequence[RawCommand], span: Span) -> list[Accepted | Malformed]:
         prepared: list[_Ready] = []
         committing: list[asyncio.Future[Stored]] = []
-        own = tracing.current_traceparent(None)
+        own = tracing.traceparent_of(span)
         try:
             for start in range(0, len(commands), PART):
                 part = await self._ready(commands[start : start + PART], own)
                 committing += await self._commit([ready for ready in part if isinstance(ready, Prepared)])
                 prepared += part
             given = (ready.new.traceparent for ready in prepared if isinstance(ready, Prepared))
-            tracing.link(traceparent for traceparent in given if traceparent != own)
+            tracing.link(span, (traceparent for traceparent in given if traceparent != own))
             stored = iter(await _settled(committing))
         finally:
             for commit in committing:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mailkeep.intake.listener_tls import LOOK_EVERY_S, ListenerTls
-from mailkeep.listening import listen
+from mailkeep.listening import Acceptor, listen
 
 REQUEST_TIMEOUT_S: Final = 30.0
 """For one request to come whole, head and body; the largest body then needs about 1 MB/s."""
@@ -30,12 +30,54 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 """Of a head that needs several reads; one that comes in a single read is bounded by that (256 kB)."""
 MAX_FRAMING_BYTES: Final = 1024 * 1024
 """Of what is not body behind the head: chunk sizes, extensions, trailers."""
+MAX_HELD_BYTES: Final = 4096
+"""Of what is held until more is written: any head of ours is far smaller."""
 BACKLOG: Final = 2048
 
 _HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 )
 _NAME_NOT_WANTED: Final = b"HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class _HeadHolder:
+    """A connection on which the head of an answer waits for its body, to leave with it; the rest is the `transport`'s own.
+
+    uvicorn writes one right after the other, and each would be a packet. What is written alone leaves when this turn of the
+    event loop ends.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the transport has
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Hold `data` if nothing is held, else write both."""
+        if not self._held and len(data) <= MAX_HELD_BYTES:
+            self._held = data
+            self._loop.call_soon(self._release)
+        else:
+            held, self._held = self._held, b""
+            self._transport.write(held + data)
+
+    def close(self) -> None:
+        """Close, having written everything."""
+        self._release()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        self._held = b""
+        self._transport.abort()
+
+    def _release(self) -> None:
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -56,7 +98,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for a request, unless there are too many connections."""
-        super().connection_made(cast("asyncio.Transport", transport))
+        super().connection_made(
+            cast("asyncio.Transport", _HeadHolder(cast("asyncio.Transport", transport), self.loop))
+        )
         self._incomplete_since = self.loop.time()
         if self._tls is not None:
             self._may_call = self._tls.may_call(transport.get_extra_info("peercert"))
@@ -151,6 +195,7 @@ class HttpListener:
                 timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
+        self._accepting: Acceptor | None = None
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -160,7 +205,7 @@ class HttpListener:
         server, config = self._server, self._server.config
         config.load()
         # Its main loop serves signals and the date header only; both are not wanted. Its own way to begin has no bound for
-        # handshakes.
+        # handshakes, and lets one process take every connection.
         server.lifespan = config.lifespan_class(config)
         protocol = partial(
             BoundedHttpProtocol,
@@ -169,14 +214,13 @@ class HttpListener:
             server_state=server.server_state,
             app_state=server.lifespan.state,
         )
-        serving = await asyncio.get_running_loop().create_server(
+        self._accepting = Acceptor(
+            self._listening,
             protocol,
-            sock=self._listening,
-            backlog=BACKLOG,
-            ssl=self._tls.context if self._tls else None,
-            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if self._tls else None,
+            tls=self._tls.context if self._tls else None,
+            handshake_timeout_s=HANDSHAKE_TIMEOUT_S,
         )
-        server.servers = [serving]
+        server.servers = []  # what its shutdown closes beside connections
         server.started = True
         self._watching = asyncio.create_task(self._watch(), name="http listener")
 
@@ -190,9 +234,10 @@ class HttpListener:
     async def stop(self, timeout_s: float) -> None:
         """Take no more connections, let requests finish, and cut what takes longer than `timeout_s`."""
         watching, self._watching = self._watching, None
-        if watching is None or self._listening is None:
+        if watching is None or self._listening is None or self._accepting is None:
             return
         watching.cancel()
+        self._accepting.stop()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._server.shutdown(sockets=[self._listening])

@@ -47,9 +47,8 @@ def batch_span(name: str) -> AbstractContextManager[Span]:
     return _span(name, SpanKind.CONSUMER, None) if _is_on else _NOTHING
 
 
-def link(traceparents: Iterable[str | None]) -> None:
-    """Link the current span to what producers were doing; to the first `MAX_LINKS` of them."""
-    span = trace.get_current_span()
+def link(span: Span, traceparents: Iterable[str | None]) -> None:
+    """Link `span` to what producers were doing; to the first `MAX_LINKS` of them."""
     if not span.is_recording():  # a share of all is
         return
     for traceparent in islice(filter(None, traceparents), MAX_LINKS):
@@ -70,11 +69,8 @@ def attempt_span(
     return _span("attempt", SpanKind.CLIENT, traceparent, attributes)
 
 
-def tell_outcome(*, status: str, phase: str, rule: str, certainty: str, delivered: bool) -> None:
-    """Put what came of an attempt on its span, the current one."""
-    if not _is_on:
-        return
-    span = trace.get_current_span()
+def tell_outcome(span: Span, *, status: str, phase: str, rule: str, certainty: str, delivered: bool) -> None:
+    """Put what came of an attempt on its span."""
     if not span.is_recording():
         return
     span.set_attributes(
@@ -89,20 +85,17 @@ def tell_outcome(*, status: str, phase: str, rule: str, certainty: str, delivere
         span.set_status(Status(StatusCode.ERROR, rule))
 
 
-def tell_status(status: int) -> None:
-    """Put the status of an answer on the span of its request, the current one."""
-    if _is_on:
-        span = trace.get_current_span()
+def tell_status(span: Span, status: int) -> None:
+    """Put the status of an answer on the span of its request."""
+    if span.is_recording():
         span.set_attribute("http.response.status_code", status)
         if status >= 500:  # the caller's faults are not ours: semantic conventions of OpenTelemetry
             span.set_status(Status(StatusCode.ERROR))
 
 
-def current_traceparent(given: str | None) -> str | None:
-    """Return the `traceparent` of the current span, or `given` where there is none."""
-    if not _is_on:
-        return given
-    own = trace.get_current_span().get_span_context()
+def traceparent_of(span: Span, given: str | None = None) -> str | None:
+    """Return the `traceparent` of `span`, or `given` where spans are not made."""
+    own = span.get_span_context()
     if not own.is_valid:
         return given
     return f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}"

@@ -4,12 +4,15 @@
     {{ 1234.5|number }}  {{ 0.19|percent }}  {{ total|money("EUR") }}  {{ total|money(currency) }}
 
 Instants are ISO 8601 strings and shown in their own offset unless `tz` names a zone. Numbers may be strings
-of decimals. Messages never hold the value.
+of decimals. Messages never hold the value. What was written last is remembered: text and html of a mail write the same
+values, and CLDR's patterns take longer than the rest of a template.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, datetime, tzinfo
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache, wraps
 from typing import Final, Literal, cast, get_args
 
 from babel import Locale
@@ -20,6 +23,11 @@ from mailkeep.core.command import FailureCode
 
 _Style = Literal["short", "medium", "long", "full"]
 STYLES: Final = get_args(_Style)
+REMEMBERED: Final = 1024
+"""Results of each filter of a locale."""
+_REMEMBERED_KINDS: Final = frozenset({str, int, float})
+MAX_REMEMBERED_CHARS: Final = 64
+"""Of a value: longer ones are no numbers or dates that anybody prints."""
 _CURRENCIES: Final = frozenset(Locale("en").currencies)
 
 
@@ -34,21 +42,27 @@ class PrintError(ValueError):
 def filters_of(locale: Locale) -> dict[str, Callable[..., str]]:
     """Return the filters of `locale` by name. Each raises `PrintError` for what it can't write."""
 
+    @_remembering
     def write_date(value: object, style: str = "medium", *, tz: str | None = None) -> str:
         return format_date(_day(value, tz), _style(style), locale=locale)
 
+    @_remembering
     def write_time(value: object, style: str = "short", *, tz: str | None = None) -> str:
         return format_time(_instant(value, tz), _style(style), locale=locale)
 
+    @_remembering
     def write_datetime(value: object, style: str = "medium", *, tz: str | None = None) -> str:
         return format_datetime(_instant(value, tz), _style(style), locale=locale)
 
+    @_remembering
     def write_number(value: object) -> str:
         return format_decimal(_decimal(value), locale=locale)
 
+    @_remembering
     def write_percent(value: object) -> str:
         return format_percent(_decimal(value), locale=locale)
 
+    @_remembering
     def write_money(value: object, currency: object) -> str:
         if not isinstance(currency, str) or currency not in _CURRENCIES:
             raise PrintError("money needs an ISO 4217 currency code such as EUR")
@@ -62,6 +76,26 @@ def filters_of(locale: Locale) -> dict[str, Callable[..., str]]:
         "percent": write_percent,
         "money": write_money,
     }
+
+
+def _remembering(write: Callable[..., str]) -> Callable[..., str]:
+    """Return `write` with a memory for short texts. A number is known by its digits: -0.0 is equal to 0.0 and reads otherwise."""
+
+    @lru_cache(maxsize=REMEMBERED)
+    def remembered(kind: type, digits: str, *rest: object, **options: object) -> str:
+        return write(kind(digits), *rest, **options)
+
+    @wraps(write)
+    def remember(value: object, *rest: object, **options: object) -> str:
+        kind = type(value)
+        if kind in _REMEMBERED_KINDS and len(digits := str(value)) <= MAX_REMEMBERED_CHARS:
+            with suppress(
+                TypeError
+            ):  # an argument that can't be remembered: `write` says what is wrong with it
+                return remembered(kind, digits, *rest, **options)
+        return write(value, *rest, **options)
+
+    return remember
 
 
 def _decimal(value: object) -> Decimal:
