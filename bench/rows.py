@@ -64,7 +64,7 @@ def full_sizes(messages: int) -> Sizes:
         slow=Plan(messages=messages // 2, quiet_messages=0),
         big=Plan(messages=200, quiet_messages=0, warm_messages=50, sample_s=0.25),
         backlog=BacklogPlan(
-            Plan(messages=messages, quiet_messages=0, warm_messages=5000),
+            Plan(messages=messages, quiet_messages=0, warm_messages=20_000),
             waiting=1_000_000,
             ended=10_000_000,
             expired=5_000_000,
