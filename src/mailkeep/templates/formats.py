@@ -8,7 +8,7 @@ of decimals. Messages never hold the value. What was written last is remembered:
 values, and CLDR's patterns take longer than the rest of a template.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from datetime import date, datetime, tzinfo
 from decimal import Decimal, InvalidOperation
@@ -25,7 +25,6 @@ _Style = Literal["short", "medium", "long", "full"]
 STYLES: Final = get_args(_Style)
 REMEMBERED: Final = 1024
 """Results of each filter of a locale."""
-_REMEMBERED_KINDS: Final = frozenset({str, int, float})
 MAX_REMEMBERED_CHARS: Final = 64
 """Of a value: longer ones are no numbers or dates that anybody prints."""
 _CURRENCIES: Final = frozenset(Locale("en").currencies)
@@ -81,18 +80,16 @@ def filters_of(locale: Locale) -> dict[str, Callable[..., str]]:
 def _remembering(write: Callable[..., str]) -> Callable[..., str]:
     """Return `write` with a memory for short texts. A number is known by its digits: -0.0 is equal to 0.0 and reads otherwise."""
 
-    @lru_cache(maxsize=REMEMBERED)
-    def remembered(kind: type, digits: str, *rest: object, **options: object) -> str:
-        return write(kind(digits), *rest, **options)
+    @lru_cache(maxsize=REMEMBERED, typed=True)
+    def remembered(value: str | float, _digits: str, *rest: Hashable, **options: Hashable) -> str:
+        return write(value, *rest, **options)
 
     @wraps(write)
-    def remember(value: object, *rest: object, **options: object) -> str:
-        kind = type(value)
-        if kind in _REMEMBERED_KINDS and len(digits := str(value)) <= MAX_REMEMBERED_CHARS:
-            with suppress(
-                TypeError
-            ):  # an argument that can't be remembered: `write` says what is wrong with it
-                return remembered(kind, digits, *rest, **options)
+    def remember(value: object, *rest: Hashable, **options: Hashable) -> str:
+        if isinstance(value, str | int | float) and len(digits := str(value)) <= MAX_REMEMBERED_CHARS:
+            # What can't be remembered, or is wrong: `write` says so.
+            with suppress(TypeError):
+                return remembered(value, digits, *rest, **options)
         return write(value, *rest, **options)
 
     return remember
