@@ -269,7 +269,7 @@ EXPIRED: Final = History("expired-", "33 days", "5 days", _ENDED)
 
 
 async def _fill(dsn: str, history: History, count: int) -> None:
-    """Make `count` deliveries of `history`, its tables side by side."""
+    """Make `count` deliveries of `history`, its tables side by side, as they are when autovacuum and the checkpointer are done."""
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(
@@ -280,8 +280,11 @@ async def _fill(dsn: str, history: History, count: int) -> None:
         copied = await connection.fetchval(
             "SELECT id FROM mail.deliveries WHERE status = 'sent' ORDER BY id DESC LIMIT 1"
         )
-        await asyncio.gather(*(_fill_table(dsn, table, history, copied, count) for table in history.changes))
-        await connection.execute("CHECKPOINT")  # as the checkpointer will have done
+        tables = sorted(history.changes)
+        await asyncio.gather(*(_fill_table(dsn, table, history, copied, count) for table in tables))
+        # Not before all are made: what a transaction that still runs may not see can't be marked as seen by all.
+        await asyncio.gather(*(_execute(dsn, f"VACUUM (FREEZE, ANALYZE) mail.{table}") for table in tables))
+        await connection.execute("CHECKPOINT")
         await _sent_what_is_due(connection)
     finally:
         await connection.close()
@@ -294,7 +297,14 @@ async def _fill_table(dsn: str, table: str, history: History, copied: UUID, coun
         await connection.execute("SET session_replication_role = replica")
         statement = _COPY.format(table=table, **await _columns(connection, table, history.changes[table]))
         await connection.execute(statement, copied, count, history.newest_ago, history.over, history.kind)
-        await connection.execute(f"VACUUM (FREEZE, ANALYZE) mail.{table}")  # as autovacuum will have done
+    finally:
+        await connection.close()
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
     finally:
         await connection.close()
 

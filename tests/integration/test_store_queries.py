@@ -57,6 +57,13 @@ SELECT substr(decode(md5(n::text), 'hex'), 1, 12), n || '@example.org', 'manual'
 FROM generate_series(1, 50000) n
 """
 
+FREE_WORKERS = """
+SET LOCAL parallel_setup_cost = 0;
+SET LOCAL parallel_tuple_cost = 0;
+SET LOCAL min_parallel_table_scan_size = 0;
+SET LOCAL min_parallel_index_scan_size = 0
+"""
+
 # statement -> (table, end of the name of the index by which it must be reached: partitions name theirs by columns)
 HOT = {
     "claim_due": ("deliveries", "next_hop_class_due_at_idx"),
@@ -152,6 +159,17 @@ async def test_hot_statements_reach_rows_by_their_index(full):
             }
             if not any(found.endswith(index) for found in used):
                 faults.append(f"{name} uses {sorted(used) or 'no index'}, not {index}")
+    assert faults == []
+
+
+async def test_statements_take_no_workers(full):
+    """Where workers would cost nothing, PostgreSQL still runs each statement in one process."""
+    faults = []
+    async with full.connection() as connection, connection.transaction():
+        await connection.execute(FREE_WORKERS)
+        for name in names():
+            kinds = {node["Node Type"] for node in await _explained(connection, name)}
+            faults += [f"{name}: {kind}" for kind in kinds & {"Gather", "Gather Merge"}]
     assert faults == []
 
 

@@ -19,8 +19,8 @@ from mailkeep.telemetry import metrics
 INTERVAL_S: Final = 15.0
 """Between two looks at the queue, at least."""
 REST: Final = 100
-"""Between two looks, as a multiple of what the last one took: counting a million waiting rows takes PostgreSQL a fifth of a second
-of up to three of its processes, and a figure that is half a minute old tells as much of them."""
+"""Between two looks, as a multiple of what the last one took: counting a million waiting rows takes PostgreSQL a fifth of a second,
+and a figure that is half a minute old tells as much of them."""
 LONGEST_S: Final = 60.0
 """And never more than this, however long one took."""
 

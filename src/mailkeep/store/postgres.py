@@ -63,8 +63,14 @@ _NONE_OUT: Final[Mapping[str, HopOut]] = {}
 _NOTHING_DONE: Final[Mapping[str, int]] = {}
 
 # The hot statements reach rows by index only. A plan made while the tables were empty would otherwise be kept, with
-# its sequential scans, while they fill.
-_PLANNER: Final = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
+# its sequential scans, while they fill. Workers beside a statement would take the processors from what sends mail.
+_PLANNER: Final = {
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+    "max_parallel_workers_per_gather": "0",
+}
 
 
 def _set_locally(settings: Mapping[str, str]) -> str:
