@@ -29,7 +29,7 @@ CHARTS: Final = {
     "starttls": (("delivered_per_s", "delivered a second"),),
     "template": (("delivered_per_s", "delivered a second"),),
     "flood": (("accept_to_hop_p99_ms", "acceptance to hop, 99th percentile, ms"),),
-    "backlog": (("delivered_per_s", "delivered a second"),),
+    "backlog": (("to_empty", "delivered a second, times that of an empty service beside it"),),
     "slow_hop": (),
     "stalled_hop": (("delivered_per_s", "delivered a second"),),
     "scale": (("delivered_per_s", "delivered a second"),),
@@ -126,7 +126,7 @@ def _number(value: float) -> str:
 
 # -- charts --------------------------------------------------------------------------------------------------------
 
-_NAME_PX: Final = 190
+_NAME_PX: Final = 210
 _BAR_PX: Final = 400
 _VALUE_PX: Final = 130
 _ROW_PX: Final = 30
