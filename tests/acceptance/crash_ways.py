@@ -347,10 +347,11 @@ WAYS: Final = (
     ),
     Way(
         name="retention of a day",
-        what="All mail of a day ended 40 days ago.",
+        what="All mail of a day ended 40 days ago; the day before it is empty.",
         prepare=leave_one_old,
         submit=nothing,
         is_over=old_is_gone,
+        again={"drop_day": 2},
         environ={"MAIL_CLEANUP_INTERVAL": "1s"},
         from_start=True,
         may_end=True,

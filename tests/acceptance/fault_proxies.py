@@ -9,11 +9,13 @@ import asyncio
 import re
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import hiredis
 from fault_gate import CutError, Gate, Step
 
 from mailkeep.store.queries import names, query
@@ -97,7 +99,6 @@ class _Conversation:
     ) -> None:
         self._gate = gate
         self._reader, self._writer, self._up_reader, self._up_writer = reader, writer, up_reader, up_writer
-        self._current: tuple[str, int] | None = None
 
     async def run(self) -> None:
         """Carry bytes both ways until one side ends or the connection is cut."""
@@ -134,8 +135,9 @@ class PostgresConversation(_Conversation):
 
     place = "postgres"
 
-    def __init__(self, *ends: object) -> None:
+    def __init__(self, *ends: Any) -> None:
         super().__init__(*ends)
+        self._current: tuple[str, int] | None = None
         self._texts: dict[bytes, str] = {}
         self._announced: dict[
             str, int
@@ -255,9 +257,13 @@ _WITH_VERB: Final = {"XGROUP", "XINFO", "CLIENT"}
 
 
 class RedisConversation(_Conversation):
-    """A session of RESP2; one command at a time, as the consumer speaks."""
+    """A session of RESP; each reply is the answer to the oldest command without one, as clients write several at once."""
 
     place = "redis"
+
+    def __init__(self, *ends: Any) -> None:
+        super().__init__(*ends)
+        self._unanswered: deque[tuple[str, int]] = deque()
 
     async def _asking(self) -> None:
         while True:
@@ -266,7 +272,7 @@ class RedisConversation(_Conversation):
             name = f"{verb} {words[1].decode().upper()}" if verb in _WITH_VERB else verb
             number = self._gate.enter(self.place, name)
             await self._pass(name, number, Step.BEFORE)
-            self._current = (name, number)
+            self._unanswered.append((name, number))
             self._up_writer.write(raw)
 
     async def _command(self) -> tuple[list[bytes], bytes]:
@@ -282,9 +288,10 @@ class RedisConversation(_Conversation):
         return words, raw
 
     async def _answering(self) -> None:
+        replies = hiredis.Reader(replyError=str)
         while data := await self._up_reader.read(READ_BYTES):
-            current, self._current = self._current, None
-            if current:
-                await self._pass(*current, Step.AFTER)
+            replies.feed(data)
+            while replies.gets() is not False:
+                await self._pass(*self._unanswered.popleft(), Step.AFTER)
             self._writer.write(data)
             await self._writer.drain()
