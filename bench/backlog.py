@@ -9,20 +9,20 @@ becomes due during it is sent beside its mail, and counts.
 """
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import Final
-from uuid import UUID
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Final
 
 import asyncpg
 import msgspec
 
 from bench.errors import BenchError
-from bench.load import Handover, LoadOrder
+from bench.load import Handover, Load, LoadOrder
 from bench.mail import DOMAIN
 from bench.peer import Intake, Peer
 from bench.run import Cost, Figures, Observation, Plan, await_arrivals, send, sending
@@ -121,7 +121,7 @@ def observe_backlog(
     """Carry `plan` out on a running peer, beside an `empty` one."""
     dsn, phases = peer.ways[Intake.SQL], []
     between = functools.partial(_between, empty, empty_sink)
-    first, second, third, last = _plans(plan.sent)
+    first, second, third, fourth, fifth = _plans(plan.sent)
     phases.append(between(first, functools.partial(_phase, "empty", peer, sink, first)))
     asyncio.run(_fill(dsn, WAITING, plan.waiting))
     phases.append(
@@ -130,8 +130,10 @@ def observe_backlog(
     asyncio.run(_fill(dsn, ENDED, plan.ended - plan.expired))
     asyncio.run(_fill(dsn, EXPIRED, plan.expired))
     phases.append(between(third, functools.partial(_phase, f"and {plan.ended:,} ended", peer, sink, third)))
+    removed = f"while {plan.expired:,} are removed"
+    phases.append(between(fourth, functools.partial(_swept, removed, peer, sink, fourth, _remove_days)))
     phases.append(
-        between(last, functools.partial(_swept, f"while {plan.expired:,} are removed", peer, sink, last))
+        between(fifth, functools.partial(_swept, "while keys are swept", peer, sink, fifth, _sweep_keys))
     )
     return BacklogObservation(peer.name, phases)
 
@@ -139,7 +141,7 @@ def observe_backlog(
 def _plans(sent: Plan) -> list[Plan]:
     """Return the plans of all phases, whose tokens do not overlap."""
     each = sent.bulk.stop - sent.first
-    return [msgspec.structs.replace(sent, first=sent.first + number * each) for number in range(4)]
+    return [msgspec.structs.replace(sent, first=sent.first + number * each) for number in range(5)]
 
 
 def _between(empty: Peer, sink: Sink, plan: Plan, measure: Callable[[], Phase]) -> Phase:
@@ -167,31 +169,56 @@ def _order(peer: Peer, plan: Plan, tokens: range) -> LoadOrder:
     return LoadOrder(peer.intake, peer.ways[peer.intake], tokens, plan.connections)
 
 
-def _swept(name: str, peer: Peer, sink: Sink, plan: Plan) -> Phase:
+def _swept(
+    name: str,
+    peer: Peer,
+    sink: Sink,
+    plan: Plan,
+    remove: Callable[[str, Load], Coroutine[Any, Any, float | None]],
+) -> Phase:
     """Sweep, as the retention worker of a further replica would, in the midst of the load."""
     send(peer, sink, _order(peer, plan, plan.warm))
     with sending(peer, sink, _order(peer, plan, plan.bulk)) as (load, meter):
         await_arrivals(sink, plan.bulk, plan.messages // 10, meter)
-        retention_s = asyncio.run(_sweep(peer.ways[Intake.SQL]))
+        retention_s = asyncio.run(remove(peer.ways[Intake.SQL], load))
         bulk = load.result()
         await_arrivals(sink, plan.bulk, plan.messages, meter)
         return Phase(name, plan, bulk, meter.cost(), {}, retention_s)
 
 
-async def _sweep(dsn: str) -> float:
+async def _remove_days(dsn: str, _load: Load) -> float:
     """Return how long it took until no day was left that was older than the retention."""
-    store = await Store.open(dsn, pool_size=2, application_name="bench retention")
-    retention = Retention(store, delivery_s=RETENTION_S, payload_s=KEYS_S, key_s=KEYS_S, malformed_s=KEYS_S)
-    begin_s = time.perf_counter()
-    try:
+    async with _retention(dsn) as (retention, store):
+        begin_s = time.perf_counter()
         for _ in range(MAX_SWEEPS):
             await retention.sweep()
             days = await store.fetch("partition_days", "deliveries")
             if len(days) <= RETENTION_S / 86_400:
                 return time.perf_counter() - begin_s
+    raise BenchError(f"{MAX_SWEEPS} sweeps did not remove the old days")
+
+
+async def _sweep_keys(dsn: str, load: Load) -> None:
+    """Sweep the keys of the days that are gone, for as long as there is load."""
+    await _execute(dsn, "UPDATE mail.deployment SET keys_swept_on = '-infinity'")
+    async with _retention(dsn) as (retention, _):
+        sweeping = asyncio.create_task(retention.sweep())
+        await asyncio.to_thread(load.done, COMMAND_TIMEOUT_S)
+        if sweeping.done():
+            await sweeping
+        sweeping.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _retention(dsn: str) -> AsyncIterator[tuple[Retention, Store]]:
+    store = await Store.open(dsn, pool_size=2, application_name="bench retention")
+    try:
+        yield (
+            Retention(store, delivery_s=RETENTION_S, payload_s=KEYS_S, key_s=KEYS_S, malformed_s=KEYS_S),
+            store,
+        )
     finally:
         await store.close()
-    raise BenchError(f"{MAX_SWEEPS} sweeps did not remove the old days")
 
 
 def _look(peer: Peer, words: tuple[str, ...]) -> float:
@@ -280,8 +307,12 @@ async def _fill(dsn: str, history: History, count: int) -> None:
         copied = await connection.fetchval(
             "SELECT id FROM mail.deliveries WHERE status = 'sent' ORDER BY id DESC LIMIT 1"
         )
+        # One clock for all tables: ids are made of it, and a delivery's rows must have the same.
+        now = await connection.fetchval("SELECT mail.now()")
+        arguments = (copied, count, history.newest_ago, history.over, history.kind, now)
         tables = sorted(history.changes)
-        await asyncio.gather(*(_fill_table(dsn, table, history, copied, count) for table in tables))
+        await asyncio.gather(*(_fill_table(dsn, table, history, arguments) for table in tables))
+        await _require_same_ids(connection, history)
         # Not before all are made: what a transaction that still runs may not see can't be marked as seen by all.
         await asyncio.gather(*(_execute(dsn, f"VACUUM (FREEZE, ANALYZE) mail.{table}") for table in tables))
         await connection.execute("CHECKPOINT")
@@ -290,13 +321,24 @@ async def _fill(dsn: str, history: History, count: int) -> None:
         await connection.close()
 
 
-async def _fill_table(dsn: str, table: str, history: History, copied: UUID, count: int) -> None:
+async def _require_same_ids(connection: "asyncpg.Connection[asyncpg.Record]", history: History) -> None:
+    """Raise `BenchError` unless the newest of `history` has its rows in all tables."""
+    newest = await connection.fetchval(
+        "SELECT delivery_id FROM mail.idempotency_keys WHERE key = $1", f"{history.kind}0"
+    )
+    for table in history.changes:
+        found = f"SELECT EXISTS (SELECT FROM mail.{table} WHERE {_key_of(table)} = $1)"
+        if not await connection.fetchval(found, newest):
+            raise BenchError(f"copied deliveries have no {table}")
+
+
+async def _fill_table(dsn: str, table: str, history: History, arguments: tuple[object, ...]) -> None:
     connection = await asyncpg.connect(dsn)
     try:
         # Triggers tell what happens now; these rows are history.
         await connection.execute("SET session_replication_role = replica")
         statement = _COPY.format(table=table, **await _columns(connection, table, history.changes[table]))
-        await connection.execute(statement, copied, count, history.newest_ago, history.over, history.kind)
+        await connection.execute(statement, *arguments)
     finally:
         await connection.close()
 
@@ -326,7 +368,7 @@ _COPY: Final = """
     INSERT INTO mail.{table} ({names})
     SELECT {values}
     FROM mail.{table} t, LATERAL (
-        SELECT n, mail.now() - $3::text::interval - (n + 1)::float8 / $2::int * $4::text::interval AS at
+        SELECT n, $6::timestamptz - $3::text::interval - (n + 1)::float8 / $2::int * $4::text::interval AS at
         FROM generate_series(0::bigint, $2::int - 1) n) c
     WHERE t.{key} = $1::uuid AND $5::text <> ''
 """
@@ -342,5 +384,8 @@ async def _columns(
     )
     names = [row["column_name"] for row in rows]
     values = [changes.get(name, f"t.{name}") for name in names]
-    key = "id" if table == "deliveries" else "delivery_id"
-    return {"names": ", ".join(names), "values": ", ".join(values), "key": key}
+    return {"names": ", ".join(names), "values": ", ".join(values), "key": _key_of(table)}
+
+
+def _key_of(table: str) -> str:
+    return "id" if table == "deliveries" else "delivery_id"

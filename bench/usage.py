@@ -15,6 +15,17 @@ import psutil
 
 def cpu_s(roots: Iterable[int]) -> float:
     """Return the CPU seconds, user and system, spent so far by the trees below the process ids `roots`."""
+    roots = tuple(roots)
+    while True:
+        try:
+            return _cpu_s(roots)
+        except (psutil.NoSuchProcess, OSError):
+            # One ended since it was listed, and its parent may have been read without it: read all of it again.
+            if not all(map(psutil.pid_exists, roots)):
+                raise
+
+
+def _cpu_s(roots: Iterable[int]) -> float:
     total_s = 0.0
     for process in _tree(roots):
         times = process.cpu_times()

@@ -1,8 +1,12 @@
-"""What retention removes, and in which order; called by the retention worker only."""
+"""What retention removes, and in which order; called by the retention worker only.
+
+Nobody waits for it, and what it does to a disk and a processor mail would have had: it works a fifth of the time.
+"""
 
 import asyncio
 import time
-from typing import Final
+from collections.abc import Awaitable
+from typing import Final, TypeVar
 
 import asyncpg
 import msgspec
@@ -11,6 +15,10 @@ from mailkeep.core.command import ID_DRIFT_S
 from mailkeep.core.ids import FIRST_ID
 from mailkeep.store.postgres import Store
 
+T = TypeVar("T")
+
+REST: Final = 4.0
+"""Rest after each statement that removes, times as long as it took. A sweep of hours is short beside the days that are made ahead."""
 DELETE_BATCH: Final = 5000
 """Rows a statement: short enough to stand in nobody's way."""
 KEY_BLOCKS: Final = 256
@@ -90,19 +98,19 @@ class Retention:
         return judged
 
     async def _drop(self, day: str, tables: tuple[str, ...]) -> int:
-        rows = await self._store.fetch("drop_day", day, list(tables))
+        rows = await _at_ease(self._store.fetch("drop_day", day, list(tables)))
         return int(rows[0][0])
 
     async def _delete(self, name: str, *arguments: object) -> int:
         total = 0
-        while deleted := len(await self._store.fetch(name, *arguments, DELETE_BATCH)):
+        while deleted := len(await _at_ease(self._store.fetch(name, *arguments, DELETE_BATCH))):
             total += deleted
         return total
 
     async def _delete_of_day(self, name: str, day: str, age_s: float) -> int:
         # From where the last batch ended: what it deleted stays in the way until PostgreSQL has cleaned up.
         total, last = 0, FIRST_ID
-        while rows := await self._store.fetch(name, day, age_s, DELETE_BATCH, last):
+        while rows := await _at_ease(self._store.fetch(name, day, age_s, DELETE_BATCH, last)):
             total += len(rows)
             last = max(row["id"] for row in rows)
         return total
@@ -111,12 +119,19 @@ class Retention:
         total = 0
         for row in await self._store.fetch("read_key_blocks"):
             for first in range(0, row["blocks"], KEY_BLOCKS):
-                began = time.monotonic()
-                deleted = await self._store.fetch(
-                    "delete_old_keys", self._key_s, self._delivery_s, first, first + KEY_BLOCKS
+                deleted = await _at_ease(
+                    self._store.fetch(
+                        "delete_old_keys", self._key_s, self._delivery_s, first, first + KEY_BLOCKS
+                    )
                 )
                 total += len(deleted)
-                # Nobody waits for this: half of a processor's time is enough for it.
-                await asyncio.sleep(time.monotonic() - began)
             await self._store.fetch("note_keys_swept")
         return total
+
+
+async def _at_ease(removing: Awaitable[T]) -> T:
+    """Return what `removing` returns, after a rest."""
+    began_s = time.monotonic()
+    removed = await removing
+    await asyncio.sleep((time.monotonic() - began_s) * REST)
+    return removed
