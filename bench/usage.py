@@ -6,23 +6,24 @@ for its workers. The sum over the living tree is therefore the whole. Work that 
 (journal, writeback) is nobody's and is left out for both.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable
 
 import psutil
 
+TRIES = 10  # at a reading during which no process ends
+
 
 def cpu_s(roots: Iterable[int]) -> float:
     """Return the CPU seconds, user and system, spent so far by the trees below the process ids `roots`."""
     roots = tuple(roots)
-    while True:
-        try:
+    for _ in range(TRIES - 1):
+        # One that ended since it was listed may be missing in what was read of its parent: read all of it again.
+        with contextlib.suppress(psutil.NoSuchProcess, OSError):
             return _cpu_s(roots)
-        except (psutil.NoSuchProcess, OSError):
-            # One ended since it was listed, and its parent may have been read without it: read all of it again.
-            if not all(map(psutil.pid_exists, roots)):
-                raise
+    return _cpu_s(roots)
 
 
 def _cpu_s(roots: Iterable[int]) -> float:

@@ -346,3 +346,24 @@ async def test_keys_wait_for_a_day_that_could_not_be_locked(store, dsn):
     assert swept.days_dropped
     assert swept.keys_deleted == 1
     assert await store.find_keys([key]) == {}
+
+
+async def test_the_days_to_come_are_made_during_a_sweep_that_lasts(store, monkeypatch):
+    """While a sweep removes for days, mail of these days finds its partitions."""
+
+    class Lasting(Retention):
+        async def _days(self, table):
+            if table == "payloads":
+                await shift_clock(store, timedelta(days=2))
+            return await super()._days(table)
+
+    monkeypatch.setattr("mailkeep.store.retention.MAKE_DAYS_EVERY_S", 0.0)
+    await Lasting(
+        store, delivery_s=DAY_S * 30, payload_s=DAY_S * 7, key_s=DAY_S * 7, malformed_s=DAY_S
+    ).sweep()
+    (last,) = await rows(
+        store,
+        "SELECT to_regclass('mail.deliveries_p' || to_char((mail.now() AT TIME ZONE 'UTC')::date + $1::int, 'YYYYMMDD'))",
+        PARTITION_DAYS_AHEAD,
+    )
+    assert last["to_regclass"]

@@ -18,9 +18,11 @@ from mailkeep.store.postgres import Store
 T = TypeVar("T")
 
 REST: Final = 4.0
-"""Rest after each statement that removes, times as long as it took. A sweep of hours is short beside the days that are made ahead."""
+"""Rest after each statement that removes, times as long as it took."""
 REST_OF_DAY: Final = 9.0
 """The same after a day was dropped: half a second of disk and processor for a million deliveries."""
+MAKE_DAYS_EVERY_S: Final = 3600.0
+"""A sweep may last for days, and mail needs the partitions of those meanwhile."""
 DELETE_BATCH: Final = 5000
 """Rows a statement: short enough to stand in nobody's way."""
 KEY_BLOCKS: Final = 256
@@ -57,10 +59,11 @@ class Retention:
         self._payload_s = payload_s
         self._key_s = key_s
         self._malformed_s = malformed_s
+        self._made_days_s = 0.0
 
     async def sweep(self) -> Swept:
         """Remove what is old enough and make the partitions of the days to come. Raises `StoreUnavailableError`."""
-        await self._store.ensure_partitions()
+        await self._make_days()
         days_ended = days_dropped = payload_days = deliveries = payloads = 0
         for day in await self._days("deliveries"):
             judged = await self._judge(day, self._delivery_s)
@@ -100,19 +103,19 @@ class Retention:
         return judged
 
     async def _drop(self, day: str, tables: tuple[str, ...]) -> int:
-        rows = await _at_ease(self._store.fetch("drop_day", day, list(tables)), REST_OF_DAY)
+        rows = await self._at_ease(self._store.fetch("drop_day", day, list(tables)), REST_OF_DAY)
         return int(rows[0][0])
 
     async def _delete(self, name: str, *arguments: object) -> int:
         total = 0
-        while deleted := len(await _at_ease(self._store.fetch(name, *arguments, DELETE_BATCH))):
+        while deleted := len(await self._at_ease(self._store.fetch(name, *arguments, DELETE_BATCH))):
             total += deleted
         return total
 
     async def _delete_of_day(self, name: str, day: str, age_s: float) -> int:
         # From where the last batch ended: what it deleted stays in the way until PostgreSQL has cleaned up.
         total, last = 0, FIRST_ID
-        while rows := await _at_ease(self._store.fetch(name, day, age_s, DELETE_BATCH, last)):
+        while rows := await self._at_ease(self._store.fetch(name, day, age_s, DELETE_BATCH, last)):
             total += len(rows)
             last = max(row["id"] for row in rows)
         return total
@@ -121,7 +124,7 @@ class Retention:
         total = 0
         for row in await self._store.fetch("read_key_blocks"):
             for first in range(0, row["blocks"], KEY_BLOCKS):
-                deleted = await _at_ease(
+                deleted = await self._at_ease(
                     self._store.fetch(
                         "delete_old_keys", self._key_s, self._delivery_s, first, first + KEY_BLOCKS
                     )
@@ -130,10 +133,15 @@ class Retention:
             await self._store.fetch("note_keys_swept")
         return total
 
+    async def _at_ease(self, removing: Awaitable[T], rest: float = REST) -> T:
+        """Return what `removing` returns, after a rest."""
+        began_s = time.monotonic()
+        removed = await removing
+        await asyncio.sleep((time.monotonic() - began_s) * rest)
+        if time.monotonic() - self._made_days_s >= MAKE_DAYS_EVERY_S:
+            await self._make_days()
+        return removed
 
-async def _at_ease(removing: Awaitable[T], rest: float = REST) -> T:
-    """Return what `removing` returns, after a rest."""
-    began_s = time.monotonic()
-    removed = await removing
-    await asyncio.sleep((time.monotonic() - began_s) * rest)
-    return removed
+    async def _make_days(self) -> None:
+        await self._store.ensure_partitions()
+        self._made_days_s = time.monotonic()
